@@ -1,0 +1,74 @@
+"""From an outcome to a settlement: the one place that decides what happens to a task after an attempt."""
+
+from __future__ import annotations
+
+from random import Random
+from uuid import UUID
+
+from msgspec import Struct
+
+from dhara.domain import limits
+from dhara.domain.backoff import Backoff
+from dhara.domain.lifecycle import Event
+from dhara.domain.outcome import Canceled, Done, Failed, Outcome, Released, Snoozed
+from dhara.domain.task import Claim
+
+
+class Settlement(Struct, frozen=True):
+    """What to write at the end of an attempt. `delay` is seconds until the task is due again, by the database's clock."""
+
+    id: UUID
+    lease: UUID
+    attempt: int
+    event: Event
+    delay: float = 0.0
+    failed: int = 0
+    result: str | None = None
+    reason: str | None = None
+    last_error: str | None = None
+    error: str | None = None
+    logs: str | None = None
+    fingerprint: str | None = None
+
+
+def decide(claim: Claim, outcome: Outcome, backoff: Backoff, rng: Random, logs: str | None = None) -> Settlement:
+    """The settlement of `claim` after `outcome`. Pure; `rng` serves the backoff's jitter."""
+    match outcome:
+        case Done(result):
+            return Settlement(claim.id, claim.lease, claim.attempt, Event.COMPLETED, result=result, logs=logs)
+        case Failed():
+            return _failed(claim, outcome, backoff, rng, logs)
+        case Snoozed(seconds, reason):
+            if claim.snoozes >= limits.SNOOZES:
+                text = f"snoozed more than {limits.SNOOZES} times"
+                return _failed(claim, Failed(text, permanent=True, reason="snoozed_out"), backoff, rng, logs)
+            return Settlement(
+                claim.id, claim.lease, claim.attempt, Event.SNOOZED, delay=seconds, reason=reason, logs=logs
+            )
+        case Canceled(reason):
+            return Settlement(claim.id, claim.lease, claim.attempt, Event.CANCELED, reason=reason, logs=logs)
+        case Released(reason):
+            return Settlement(claim.id, claim.lease, claim.attempt, Event.RELEASED, reason=reason, logs=logs)
+
+
+def _failed(claim: Claim, outcome: Failed, backoff: Backoff, rng: Random, logs: str | None) -> Settlement:
+    failures = claim.failures + 1
+    exhausted = failures > claim.max_retries
+    dead = outcome.permanent or exhausted
+    reason = outcome.reason or ("permanent" if outcome.permanent else "exhausted" if exhausted else None)
+    delay = 0.0
+    if not dead:
+        delay = backoff.delay(failures, rng) if outcome.retry_after is None else max(0.0, outcome.retry_after)
+    return Settlement(
+        claim.id,
+        claim.lease,
+        claim.attempt,
+        Event.DEAD if dead else Event.RETRIED,
+        delay=delay,
+        failed=1,
+        reason=reason,
+        last_error=outcome.message,
+        error=outcome.error,
+        logs=logs,
+        fingerprint=outcome.fingerprint if dead else None,
+    )

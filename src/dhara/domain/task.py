@@ -1,0 +1,141 @@
+"""What a task is, at the borders of the engine: frozen structs, no behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from msgspec import Struct
+
+from dhara.domain.lifecycle import State
+
+EMPTY_PAYLOAD = "{}"
+
+
+class NewTask(Struct, frozen=True, kw_only=True):
+    """A task to enqueue, validated. `payload` is JSON text, kept byte for byte.
+
+    `run_at` (absolute) and `delay` (seconds) exclude each other; neither means now, by the database's clock.
+    """
+
+    id: UUID
+    type: str
+    payload: str = EMPTY_PAYLOAD
+    queue: str = "default"
+    priority: int = 0
+    max_retries: int = 5
+    run_at: datetime | None = None
+    delay: float | None = None
+    idempotency_key: str | None = None
+    timeout: float | None = None
+    expires_at: datetime | None = None
+    tags: tuple[str, ...] = ()
+    concurrency_key: str | None = None
+    traceparent: str | None = None
+
+
+class Task(Struct, frozen=True, kw_only=True):
+    """One row of `tasks`. `payload` and `result` are JSON text as stored; times carry a zone."""
+
+    id: UUID
+    type: str
+    queue: str
+    status: State
+    priority: int
+    attempts: int
+    max_retries: int
+    failures: int
+    crashes: int
+    snoozes: int
+    generation: int
+    run_at: datetime
+    created_at: datetime
+    updated_at: datetime
+    payload: str
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    cancel_requested_at: datetime | None = None
+    expires_at: datetime | None = None
+    timeout: float | None = None
+    idempotency_key: str | None = None
+    concurrency_key: str | None = None
+    traceparent: str | None = None
+    lease: UUID | None = None
+    locked_by: UUID | None = None
+    reason: str | None = None
+    fingerprint: str | None = None
+    last_error: str | None = None
+    tags: tuple[str, ...] = ()
+    progress: str | None = None
+    result: str | None = None
+
+
+class Claim(Struct, frozen=True):
+    """A claimed task as its worker holds it: the right to run one attempt, under one lease."""
+
+    id: UUID
+    lease: UUID
+    type: str
+    queue: str
+    priority: int
+    run_at: datetime
+    payload: str
+    attempt: int
+    failures: int
+    crashes: int
+    snoozes: int
+    generation: int
+    max_retries: int
+    timeout: float | None
+    idempotency_key: str | None
+    traceparent: str | None
+    created_at: datetime
+    started_at: datetime
+
+
+class Enqueued(Struct, frozen=True):
+    """The answer to an enqueue: the task, and whether it was made now or stood already under its idempotency key."""
+
+    task: Task
+    created: bool
+
+
+class LogEntry(Struct, frozen=True, kw_only=True):
+    """One change of a task's state, or a note; `seq` grows with time within a task. ENQUEUED has seq 0."""
+
+    seq: int
+    generation: int
+    attempt: int
+    event: str
+    at: datetime
+    from_state: str | None = None
+    to_state: str | None = None
+    lease: UUID | None = None
+    worker_id: UUID | None = None
+    reason: str | None = None
+
+
+class Attempt(Struct, frozen=True, kw_only=True):
+    """One execution. `outcome` (an event) and `ended_at` are absent while it runs; `error` and `logs` are JSON text."""
+
+    generation: int
+    attempt: int
+    worker_id: UUID | None
+    lease: UUID | None
+    started_at: datetime
+    ended_at: datetime | None = None
+    outcome: str | None = None
+    reason: str | None = None
+    error: str | None = None
+    logs: str | None = None
+
+
+class Call(Struct, frozen=True, kw_only=True):
+    """A handler's call to be enqueued, made by `handler.s(...)`: its type, payload (a JSON-able value) and the
+    registry's defaults for it (queue, max_retries, ...), which the enqueue's own options override."""
+
+    type: str
+    payload: Any
+    defaults: Mapping[str, Any]

@@ -1,0 +1,122 @@
+"""The exceptions of dhara.
+
+    DharaError
+    ├── ConfigError              config_error        a setting is missing or wrong; exit 78
+    ├── Unavailable              unavailable         the database or server does not answer; exit 69
+    ├── SchemaError              schema_error        the schema is missing, older, newer or damaged; exit 3
+    ├── EmbeddedPostgresError    embedded_postgres   no binaries, or the private server does not start
+    ├── InvalidTask              invalid_task        a field of a task is out of bounds; names the field
+    │   └── InvalidBatch         invalid_batch       one task of many is; names its index
+    ├── IdempotencyConflict      idempotency_conflict  same key, other payload
+    ├── NotFound                 not_found           no such task, queue or worker
+    ├── WrongState               wrong_state         the task's state does not allow that; names the state
+    ├── RegistryError            registry_error      a handler cannot be registered as it is
+    └── TaskFailed               task_failed         `handle.result()`: the task ended DEAD or CANCELED
+
+Each class has a stable `code`, which HTTP answers carry too, and messages that say what to do next.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+
+class DharaError(Exception):
+    """Base of all; catch this to catch whatever dhara raises."""
+
+    code = "dhara_error"
+
+
+class ConfigError(DharaError):
+    """A setting is missing or wrong."""
+
+    code = "config_error"
+
+
+class Unavailable(DharaError):
+    """The database or the server does not answer."""
+
+    code = "unavailable"
+
+
+class SchemaError(DharaError):
+    """The database's schema does not fit this version of dhara."""
+
+    code = "schema_error"
+
+
+class EmbeddedPostgresError(DharaError):
+    """The private PostgreSQL server cannot be had."""
+
+    code = "embedded_postgres"
+
+
+class InvalidTask(DharaError, ValueError):
+    """A field of a task is out of bounds. `problems` holds (field, message) pairs."""
+
+    code = "invalid_task"
+
+    def __init__(self, problems: list[tuple[str, str]], code: str | None = None) -> None:
+        super().__init__("; ".join(f"{field}: {message}" for field, message in problems))
+        self.problems = problems
+        if code is not None:
+            self.code = code
+
+
+class InvalidBatch(InvalidTask):
+    """One task of a batch is out of bounds; nothing was enqueued. `index` counts from 0."""
+
+    code = "invalid_batch"
+
+    def __init__(self, index: int, problems: list[tuple[str, str]]) -> None:
+        super().__init__([(f"[{index}].{field}", message) for field, message in problems])
+        self.index = index
+
+
+class IdempotencyConflict(DharaError):
+    """The idempotency key belongs to a task with another payload."""
+
+    code = "idempotency_conflict"
+
+    def __init__(self, existing: UUID, key: str | None, index: int | None = None) -> None:
+        super().__init__(
+            f"idempotency key {key!r} belongs to task {existing}, which has another payload; use another key"
+        )
+        self.existing = existing
+        self.index = index
+
+
+class NotFound(DharaError):
+    """There is no such thing."""
+
+    code = "not_found"
+
+
+class WrongState(DharaError):
+    """The task's state does not allow that."""
+
+    code = "wrong_state"
+
+    def __init__(self, state: str, wish: str) -> None:
+        super().__init__(f"the task is {state}; {wish}")
+        self.state = state
+
+
+class RegistryError(DharaError, TypeError):
+    """A handler cannot be registered as it is."""
+
+    code = "registry_error"
+
+
+class TaskFailed(DharaError):
+    """The task that was waited for ended DEAD or CANCELED."""
+
+    code = "task_failed"
+
+    def __init__(self, task_id: UUID, state: str, reason: str | None, last_error: str | None) -> None:
+        text = ": ".join(part for part in (f"task {task_id} is {state}", reason, last_error) if part)
+        super().__init__(text)
+        self.task_id = task_id
+        self.state = state
+        self.reason = reason
+        self.last_error = last_error

@@ -1,0 +1,72 @@
+"""One life for all background parts: `start` and `stop`, both idempotent; stop works without start, and twice."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Self
+
+log = logging.getLogger(__name__)
+
+
+class Service:
+    """A part that runs in the background. Subclasses write `run`, which ends by being cancelled."""
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        raise NotImplementedError
+
+    async def start(self) -> Self:
+        """Begin; a second call changes nothing."""
+        if self._task is None:
+            self._task = asyncio.create_task(self.run(), name=type(self).__name__)
+            self._task.add_done_callback(_report)
+        return self
+
+    async def stop(self) -> None:
+        """End, and wait until it has."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await task
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.stop()
+
+
+class Every(Service):
+    """Runs `work` every `interval` seconds, first at once. An error is logged and the next round comes as planned."""
+
+    def __init__(self, interval: float, work: Callable[[], Awaitable[None]], name: str) -> None:
+        super().__init__()
+        self.interval = interval
+        self._work = work
+        self._name = name
+
+    async def run(self) -> None:
+        failing = False
+        while True:
+            try:
+                await self._work()
+                if failing:
+                    log.info("%s works again", self._name)
+                failing = False
+            except Exception as error:
+                # Once at warning, then quietly: an outage of a minute must not fill the log.
+                level = logging.DEBUG if failing else logging.WARNING
+                log.log(level, "%s failed, trying again every %g s: %s", self._name, self.interval, error)
+                failing = True
+            await asyncio.sleep(self.interval)
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("%s ended by an error", task.get_name(), exc_info=error)

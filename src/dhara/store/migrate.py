@@ -1,0 +1,165 @@
+"""Migrations: numbered SQL files, applied in order under a lock, with checksums.
+
+Safe when many processes start at once (an advisory lock lets one through, the others find nothing to do), when it is
+interrupted (each step is one transaction), and refused with one clear line on a schema that this version does not
+know: newer, damaged or changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from importlib.resources import files
+from typing import Any
+
+import asyncpg
+from msgspec import Struct
+
+from dhara.errors import SchemaError, Unavailable
+from dhara.store.sql import check_schema, qualify
+
+_FOLDER = files("dhara.store") / "migrations"
+_NAME = re.compile(r"(\d{4})_([a-z0-9_]+)\.up\.sql")
+_LOCK_TIMEOUT = "10s"
+_TABLE = """
+CREATE TABLE IF NOT EXISTS dhara.migrations (
+    version    integer     PRIMARY KEY,
+    name       text        NOT NULL,
+    checksum   text        NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
+)"""
+
+
+class Migration(Struct, frozen=True):
+    """One step. `down` takes away what `up` made."""
+
+    version: int
+    name: str
+    up: str
+    down: str
+
+    @property
+    def checksum(self) -> str:
+        return hashlib.sha256(self.up.encode()).hexdigest()
+
+
+class Status(Struct, frozen=True):
+    """Which versions are applied, and which are not yet."""
+
+    applied: list[Migration]
+    missing: list[Migration]
+
+
+def all_migrations() -> list[Migration]:
+    """Every step that this version of dhara knows, in order."""
+    steps = []
+    for file in sorted(_FOLDER.iterdir(), key=lambda f: f.name):
+        if found := _NAME.fullmatch(file.name):
+            down = (_FOLDER / file.name.replace(".up.", ".down.")).read_text()
+            steps.append(Migration(int(found[1]), found[2], file.read_text(), down))
+    return steps
+
+
+async def status(connection: Any, schema: str = "dhara") -> Status:
+    """Compare the database with what this version knows. Raises `SchemaError` when they contradict each other."""
+    known = all_migrations()
+    rows = await _applied(connection, schema)
+    by_version = {migration.version: migration for migration in known}
+    for version, name, checksum in rows:
+        if version not in by_version:
+            raise SchemaError(
+                f"schema {schema!r} is newer ({version}_{name}) than this dhara knows; upgrade dhara, or run the"
+                " newer version's `dhara migrate down` first"
+            )
+        if by_version[version].checksum != checksum:
+            raise SchemaError(
+                f"migration {version}_{name} in schema {schema!r} was applied from another text (checksum differs);"
+                " restore the schema from a backup, or install the dhara version that made it"
+            )
+    versions = [row[0] for row in rows]
+    if versions != [migration.version for migration in known[: len(versions)]]:
+        raise SchemaError(f"schema {schema!r} lacks a migration in the middle: it has {versions}; restore it from a backup")
+    return Status(known[: len(versions)], known[len(versions) :])
+
+
+async def check(connection: Any, schema: str = "dhara") -> None:
+    """Raise `SchemaError` unless the schema is exactly what this version needs."""
+    found = await status(connection, schema)
+    if found.missing:
+        what = "is missing" if not found.applied else f"lacks {len(found.missing)} migration(s)"
+        raise SchemaError(f"schema {schema!r} {what}; run `dhara migrate up`")
+    required = ("tasks", "task_history", "workers", "queues", "counters", "histograms", "leaders")
+    gone = [
+        table
+        for table in required
+        if await connection.fetchval("SELECT to_regclass($1)", f'"{schema}".{table}') is None
+    ]
+    if gone:
+        raise SchemaError(f"schema {schema!r} is damaged: no table {', '.join(gone)}; restore it from a backup")
+
+
+async def up(connection: Any, schema: str = "dhara") -> list[Migration]:
+    """Apply what is missing; answers the steps that this call applied. Raises `SchemaError` or `Unavailable`."""
+    check_schema(schema)
+    done: list[Migration] = []
+    try:
+        while step := await _next_up(connection, schema):
+            done.append(step)
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise SchemaError(f"this database user may not migrate schema {schema!r}: {error}; use the owner's login") from error
+    except asyncpg.ReadOnlySQLTransactionError as error:
+        raise SchemaError("this database takes no writes (a standby?); migrate on the primary") from error
+    except asyncpg.LockNotAvailableError as error:
+        raise Unavailable("another session holds a lock that the migration needs; nothing was changed, try again") from error
+    return done
+
+
+async def down(connection: Any, steps: int = 1, schema: str = "dhara") -> list[Migration]:
+    """Take back the last `steps` migrations, with the data in them; answers those taken back, newest first."""
+    undone: list[Migration] = []
+    for _ in range(steps):
+        async with connection.transaction():
+            await _lock(connection, schema)
+            found = await status(connection, schema)
+            if not found.applied:
+                break
+            last = found.applied[-1]
+            await connection.execute(qualify(last.down, schema))
+            await connection.execute(qualify("DELETE FROM dhara.migrations WHERE version = $1", schema), last.version)
+        undone.append(last)
+    return undone
+
+
+async def _next_up(connection: Any, schema: str) -> Migration | None:
+    async with connection.transaction():
+        await _lock(connection, schema)
+        found = await status(connection, schema)
+        if not found.missing:
+            return None
+        step = found.missing[0]
+        if not found.applied:
+            # IF NOT EXISTS would ask for the right to create schemas even where an administrator made this one.
+            if await connection.fetchval("SELECT to_regnamespace($1)", f'"{schema}"') is None:
+                await connection.execute(f'CREATE SCHEMA "{schema}"')
+            await connection.execute(qualify(_TABLE, schema))
+        await connection.execute(qualify(step.up, schema))
+        await connection.execute(
+            qualify("INSERT INTO dhara.migrations (version, name, checksum) VALUES ($1, $2, $3)", schema),
+            step.version,
+            step.name,
+            step.checksum,
+        )
+        return step
+
+
+async def _lock(connection: Any, schema: str) -> None:
+    # Per schema, and bound to the transaction: gone with it, whatever happens to this process.
+    await connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
+    await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('dhara.migrate.' || $1, 0))", schema)
+
+
+async def _applied(connection: Any, schema: str) -> list[tuple[int, str, str]]:
+    if await connection.fetchval("SELECT to_regclass($1)", f'"{check_schema(schema)}".migrations') is None:
+        return []
+    query = qualify("SELECT version, name, checksum FROM dhara.migrations ORDER BY version", schema)
+    return [tuple(row) for row in await connection.fetch(query)]

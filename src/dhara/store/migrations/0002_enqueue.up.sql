@@ -1,0 +1,136 @@
+-- 0002: enqueue by SQL, for triggers, other languages and other drivers, inside the caller's own transaction.
+-- The rules are those of domain/validate.py; a test compares them case by case.
+
+-- UUIDv7: the time in milliseconds in front, random behind.
+CREATE FUNCTION dhara.new_id() RETURNS uuid
+    LANGUAGE sql VOLATILE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT encode(
+        set_byte(set_byte(
+            substring(int8send((extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3) || substring(r FROM 7 FOR 10),
+            6, (get_byte(r, 6) & 15) | 112),
+            8, (get_byte(r, 8) & 63) | 128), 'hex')::uuid
+    FROM (SELECT uuid_send(gen_random_uuid()) AS r) AS random
+$$;
+
+CREATE FUNCTION dhara.refuse_field(field text, problem text) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RAISE EXCEPTION 'dhara: %: %', field, problem USING ERRCODE = 'invalid_parameter_value', COLUMN = field;
+END $$;
+
+CREATE FUNCTION dhara.enqueue(
+    type text,
+    payload json DEFAULT '{}',
+    queue text DEFAULT 'default',
+    priority integer DEFAULT 0,
+    max_retries integer DEFAULT 5,
+    run_at timestamptz DEFAULT NULL,
+    delay double precision DEFAULT NULL,
+    idempotency_key text DEFAULT NULL,
+    timeout double precision DEFAULT NULL,
+    expires_at timestamptz DEFAULT NULL,
+    tags text[] DEFAULT NULL,
+    concurrency_key text DEFAULT NULL,
+    traceparent text DEFAULT NULL,
+    id uuid DEFAULT NULL,
+    OUT task_id uuid,
+    OUT created boolean,
+    OUT status text
+)
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    name_pattern CONSTANT text := '^[a-z0-9][a-z0-9._:-]{0,99}$';
+    moment timestamptz := clock_timestamp();
+    standing record;
+BEGIN
+    IF enqueue.type IS NULL OR enqueue.type !~ name_pattern THEN
+        PERFORM dhara.refuse_field('type', '1 to 100 characters: a-z, 0-9, and . _ : - after the first');
+    ELSIF enqueue.queue IS NULL OR enqueue.queue !~ name_pattern THEN
+        PERFORM dhara.refuse_field('queue', '1 to 100 characters: a-z, 0-9, and . _ : - after the first');
+    ELSIF enqueue.payload IS NULL OR octet_length(enqueue.payload::text) > 262144 THEN
+        PERFORM dhara.refuse_field('payload', 'JSON of at most 256 KiB');
+    ELSIF enqueue.priority IS NULL OR enqueue.priority NOT BETWEEN 0 AND 100 THEN
+        PERFORM dhara.refuse_field('priority', 'an integer from 0 to 100');
+    ELSIF enqueue.max_retries IS NULL OR enqueue.max_retries NOT BETWEEN 0 AND 20 THEN
+        PERFORM dhara.refuse_field('max_retries', 'an integer from 0 to 20');
+    ELSIF enqueue.run_at IS NOT NULL AND enqueue.delay IS NOT NULL THEN
+        PERFORM dhara.refuse_field('delay', 'give run_at or delay, not both');
+    ELSIF enqueue.run_at < moment - interval '5 minutes' THEN
+        PERFORM dhara.refuse_field('run_at', 'is more than 5 minutes in the past');
+    ELSIF enqueue.run_at > moment + interval '365 days' THEN
+        PERFORM dhara.refuse_field('run_at', 'is more than 365 days ahead');
+    ELSIF enqueue.delay NOT BETWEEN 0 AND 365 * 86400 THEN
+        PERFORM dhara.refuse_field('delay', 'seconds, a number from 0 to 31536000');
+    ELSIF length(enqueue.idempotency_key) NOT BETWEEN 1 AND 255 OR enqueue.idempotency_key ~ '[\x01-\x1f\x7f]' THEN
+        PERFORM dhara.refuse_field('idempotency_key', 'text of 1 to 255 characters, no control characters');
+    ELSIF enqueue.timeout NOT BETWEEN 0.001 AND 7 * 86400 THEN
+        PERFORM dhara.refuse_field('timeout', 'seconds, a number from 0.001 to 604800');
+    ELSIF enqueue.expires_at <= moment THEN
+        PERFORM dhara.refuse_field('expires_at', 'is in the past');
+    ELSIF cardinality(enqueue.tags) > 32
+          OR EXISTS (SELECT FROM unnest(enqueue.tags) AS t (tag)
+                     WHERE tag IS NULL OR length(tag) NOT BETWEEN 1 AND 100 OR tag ~ '[\x01-\x1f\x7f]') THEN
+        PERFORM dhara.refuse_field('tags', 'at most 32 texts of 1 to 100 characters');
+    ELSIF length(enqueue.concurrency_key) NOT BETWEEN 1 AND 255 OR enqueue.concurrency_key ~ '[\x01-\x1f\x7f]' THEN
+        PERFORM dhara.refuse_field('concurrency_key', 'text of 1 to 255 characters, no control characters');
+    ELSIF enqueue.traceparent !~ '^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$' THEN
+        PERFORM dhara.refuse_field('traceparent', 'a W3C traceparent');
+    END IF;
+    -- A payload that later reads could not show: jsonb refuses \u0000 and lone surrogates.
+    PERFORM enqueue.payload::jsonb;
+
+    LOOP
+        INSERT INTO dhara.tasks AS t (id, type, queue, payload, priority, max_retries, run_at, created_at, updated_at,
+                                      idempotency_key, timeout, expires_at, tags, concurrency_key, traceparent)
+        VALUES (COALESCE(enqueue.id, dhara.new_id()), enqueue.type, enqueue.queue, enqueue.payload, enqueue.priority,
+                enqueue.max_retries, GREATEST(enqueue.run_at, moment + enqueue.delay * interval '1 second', moment),
+                moment, moment, enqueue.idempotency_key, enqueue.timeout, enqueue.expires_at, enqueue.tags,
+                enqueue.concurrency_key, enqueue.traceparent)
+        ON CONFLICT DO NOTHING
+        RETURNING t.id INTO task_id;
+        IF FOUND THEN
+            created := true;
+            status := 'PENDING';
+            INSERT INTO dhara.counters (n, queue, event, from_state, to_state)
+            VALUES (1, enqueue.queue, 'ENQUEUED', NULL, 'PENDING');
+            PERFORM pg_notify('dhara.wakeup', enqueue.queue);
+            RETURN;
+        END IF;
+        SELECT t.id, t.status, t.payload::jsonb = enqueue.payload::jsonb AS same INTO standing
+        FROM dhara.tasks AS t
+        WHERE (t.type = enqueue.type AND t.idempotency_key = enqueue.idempotency_key) OR t.id = enqueue.id
+        ORDER BY t.id = enqueue.id DESC NULLS LAST LIMIT 1;
+        IF FOUND THEN
+            IF NOT standing.same THEN
+                RAISE EXCEPTION 'dhara: idempotency key % belongs to task %, which has another payload',
+                    quote_literal(enqueue.idempotency_key), standing.id
+                    USING ERRCODE = 'unique_violation', HINT = 'Use another key for another task.';
+            END IF;
+            task_id := standing.id;
+            created := COALESCE(standing.id = enqueue.id, false);
+            status := standing.status;
+            RETURN;
+        END IF;
+        -- The row that stood in the way is gone (pruned, or its transaction rolled back): insert again.
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION dhara.enqueue IS 'Enqueue one task in the caller''s transaction: SELECT * FROM dhara.enqueue(type => ''email.send'', payload => ''{}'').';
+
+-- Many at once, as one JSON list of objects with the parameters of dhara.enqueue; what enqueue_tx calls.
+CREATE FUNCTION dhara.enqueue_all(tasks json, OUT ord bigint, OUT task_id uuid, OUT created boolean, OUT status text)
+    RETURNS SETOF record
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT t.ord, e.task_id, e.created, e.status
+    FROM ROWS FROM (json_to_recordset(enqueue_all.tasks) AS (
+        id uuid, type text, payload json, queue text, priority integer, max_retries integer, run_at timestamptz,
+        delay double precision, idempotency_key text, timeout double precision, expires_at timestamptz, tags text[],
+        concurrency_key text, traceparent text)) WITH ORDINALITY
+        AS t (id, type, payload, queue, priority, max_retries, run_at, delay, idempotency_key, timeout, expires_at, tags,
+              concurrency_key, traceparent, ord)
+    CROSS JOIN LATERAL dhara.enqueue(
+        t.type, COALESCE(t.payload, '{}'), COALESCE(t.queue, 'default'), COALESCE(t.priority, 0),
+        COALESCE(t.max_retries, 5), t.run_at, t.delay, t.idempotency_key, t.timeout, t.expires_at, t.tags,
+        t.concurrency_key, t.traceparent, t.id) AS e
+    ORDER BY t.ord
+$$;

@@ -1,0 +1,233 @@
+"""Connections to PostgreSQL: open, check, close; every one with keep-alives and time-outs.
+
+Rules that make asyncpg safe: a time-out on connecting and on every command, TCP keep-alives and TCP_USER_TIMEOUT on the
+socket (a dead link is found within seconds, not hours), no session state left behind, and no reset query on release,
+because nothing here sets any.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Protocol
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import asyncpg
+from msgspec import Struct
+
+from dhara.errors import ConfigError, Unavailable
+
+# What a lost, refused or restarting database looks like from here; each is worth trying again.
+TRANSIENT = (
+    OSError,
+    EOFError,
+    asyncio.TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.DiskFullError,
+    asyncpg.OutOfMemoryError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.InternalClientError,
+)
+
+
+class DatabaseSettings(Struct, frozen=True, kw_only=True):
+    """How to reach the database. Times are seconds."""
+
+    dsn: str
+    schema: str = "dhara"
+    pool_min: int = 1
+    pool_max: int = 8
+    connect_timeout: float = 5.0
+    command_timeout: float = 15.0
+    # False behind a transaction pooler such as PgBouncer: no prepared statements, no LISTEN, no session settings.
+    prepared: bool = True
+
+
+class Executor(Protocol):
+    """What a store method needs of a connection or pool."""
+
+    async def fetch(self, query: str, *args: Any) -> list[asyncpg.Record]: ...
+    async def fetchrow(self, query: str, *args: Any) -> asyncpg.Record | None: ...
+    async def fetchval(self, query: str, *args: Any) -> Any: ...
+    async def execute(self, query: str, *args: Any) -> str: ...
+
+
+def redact(text: str) -> str:
+    """`text` without the passwords of the DSNs in it."""
+    text = re.sub(r"(\w+://[^:/?#\s@]*):[^@\s]*@", r"\1:***@", text)
+    return re.sub(r"(password|passwd|pwd)\s*=\s*('[^']*'|[^\s&;]+)", r"\1=***", text, flags=re.IGNORECASE)
+
+
+def check_dsn(dsn: str) -> str:
+    """`dsn`, if it looks like a PostgreSQL URL. Raises `ConfigError` without showing any password."""
+    try:
+        parts = urlsplit(dsn)
+        _ = parts.port, parse_qsl(parts.query), unquote(parts.path)
+    except ValueError:
+        raise ConfigError("the database URL cannot be read; write postgresql://user:password@host:5432/database") from None
+    if parts.scheme not in ("postgresql", "postgres"):
+        raise ConfigError("the database URL must start with postgresql://, as in postgresql://user:password@host:5432/database")
+    return dsn
+
+
+def harden(connection: Any) -> None:
+    """Keep-alives and a user time-out on the connection's socket: a dead peer is found in about ten seconds."""
+    sock = connection._transport.get_extra_info("socket")
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    options = (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 8000))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in options:
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _connect_options(settings: DatabaseSettings, application: str) -> dict[str, Any]:
+    server_settings = {"application_name": application}
+    if settings.prepared:
+        limit = f"{settings.command_timeout * 1000:.0f}"
+        server_settings |= {
+            "statement_timeout": limit,
+            "lock_timeout": f"{settings.command_timeout * 500:.0f}",
+            "idle_in_transaction_session_timeout": limit,
+        }
+    return {
+        "dsn": check_dsn(settings.dsn),
+        "timeout": settings.connect_timeout,
+        "command_timeout": settings.command_timeout + 1,
+        "statement_cache_size": 256 if settings.prepared else 0,
+        "max_cached_statement_lifetime": 0,
+        "server_settings": server_settings,
+    }
+
+
+async def connect(settings: DatabaseSettings, application: str = "dhara") -> asyncpg.Connection[asyncpg.Record]:
+    """One connection, hardened. Raises `Unavailable` when the database cannot be reached."""
+    try:
+        connection = await asyncpg.connect(**_connect_options(settings, application))
+    except Exception as error:
+        raise unavailable(error) from error
+    harden(connection)
+    return connection
+
+
+def unavailable(error: BaseException) -> Unavailable | ConfigError:
+    """What to tell people of a failed connection: one line, no password."""
+    text = redact(" ".join(str(error).split())) or type(error).__name__
+    if isinstance(error, asyncpg.InvalidPasswordError | asyncpg.InvalidAuthorizationSpecificationError):
+        return ConfigError(f"the database refused the login: {text}; check user and password in DHARA_DATABASE_URL")
+    if isinstance(error, asyncpg.InvalidCatalogNameError):
+        return ConfigError(f"the database does not exist: {text}; create it, or correct DHARA_DATABASE_URL")
+    if isinstance(error, ConfigError | Unavailable):
+        return error
+    return Unavailable(f"cannot reach the database: {text}; is it running, and is DHARA_DATABASE_URL right?")
+
+
+async def _no_reset(connection: Any) -> None:
+    """Release without a reset query: nothing here leaves session state, and a round trip each would be dear."""
+
+
+async def _init(connection: Any) -> None:
+    harden(connection)
+
+
+class Pool:
+    """A pool of hardened connections; an `Executor` itself. Starts nothing until `open`."""
+
+    def __init__(self, settings: DatabaseSettings, application: str = "dhara") -> None:
+        self.settings = settings
+        self._application = application
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+
+    async def open(self) -> Pool:
+        """Connect. Raises `Unavailable` or `ConfigError`, one line each."""
+        pool = asyncpg.create_pool(
+            **_connect_options(self.settings, self._application),
+            min_size=self.settings.pool_min,
+            max_size=self.settings.pool_max,
+            max_inactive_connection_lifetime=300,
+            init=_init,
+            reset=_no_reset,
+        )
+        try:
+            self._pool = await pool
+        except Exception as error:
+            raise unavailable(error) from error
+        return self
+
+    async def close(self) -> None:
+        """Close all connections, in order if they answer within two seconds, else at once."""
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        try:
+            await asyncio.wait_for(pool.close(), 2)
+        except Exception:
+            with suppress(Exception):
+                pool.terminate()
+
+    async def __aenter__(self) -> Pool:
+        return await self.open()
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    @property
+    def inner(self) -> asyncpg.Pool[asyncpg.Record]:
+        """The asyncpg pool. Raises `Unavailable` when it is not open."""
+        if self._pool is None:
+            raise Unavailable("the connection pool is not open; use `async with`, or call open() first")
+        return self._pool
+
+    @property
+    def size(self) -> int:
+        """Connections open now."""
+        return self._pool.get_size() if self._pool else 0
+
+    @property
+    def idle(self) -> int:
+        """Connections open and unused now."""
+        return self._pool.get_idle_size() if self._pool else 0
+
+    def acquire(self) -> Any:
+        """`async with pool.acquire() as connection`, waiting at most the connect time-out."""
+        return self.inner.acquire(timeout=self.settings.connect_timeout)
+
+    async def fetch(self, query: str, *args: Any) -> list[asyncpg.Record]:
+        async with self.acquire() as connection:
+            rows: list[asyncpg.Record] = await connection.fetch(query, *args)
+            return rows
+
+    async def fetchrow(self, query: str, *args: Any) -> asyncpg.Record | None:
+        async with self.acquire() as connection:
+            row: asyncpg.Record | None = await connection.fetchrow(query, *args)
+            return row
+
+    async def fetchval(self, query: str, *args: Any) -> Any:
+        async with self.acquire() as connection:
+            return await connection.fetchval(query, *args)
+
+    async def execute(self, query: str, *args: Any) -> str:
+        async with self.acquire() as connection:
+            status: str = await connection.execute(query, *args)
+            return status
+
+
+def affected(status: str) -> int:
+    """The row count in a command's status, such as `UPDATE 3`."""
+    return int(status.rpartition(" ")[2])
+
+
+def spread(rows: Sequence[Any], *fields: str) -> list[list[Any]]:
+    """The columns of `rows`, one list a field: what `unnest` takes."""
+    return [[getattr(row, field) for row in rows] for field in fields]

@@ -1,0 +1,70 @@
+"""Queues: their settings and their figures."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from msgspec import Struct
+
+from dhara.errors import NotFound
+from dhara.store.pool import Executor
+from dhara.store.sql import load
+
+READY_CAP = 10_000
+
+
+class Queue(Struct, frozen=True, kw_only=True):
+    """A queue's figures. `depth` is all PENDING; `ready` is counted up to 10,000 and then `ready_capped`.
+
+    `enqueued` and `completed` are totals since the beginning; ages are seconds.
+    """
+
+    name: str
+    depth: int
+    ready: int
+    ready_capped: bool
+    delayed: int
+    running: int
+    dead: int
+    enqueued: int
+    completed: int
+    oldest_ready_age: float | None = None
+    paused_at: datetime | None = None
+    paused_by: str | None = None
+
+
+class Queues:
+    """The statements of `sql/queues/`."""
+
+    def __init__(self, db: Executor, schema: str = "dhara") -> None:
+        self.db = db
+        self.schema = schema
+
+    def _sql(self, name: str) -> str:
+        return load("queues/" + name, self.schema)
+
+    async def list(self) -> list[Queue]:
+        """Every queue that has ever held a task or a setting, by name."""
+        return [_queue(row) for row in await self.db.fetch(self._sql("list"), None, READY_CAP)]
+
+    async def get(self, name: str) -> Queue:
+        """One queue. Raises `NotFound`."""
+        rows = await self.db.fetch(self._sql("list"), name, READY_CAP)
+        if not rows:
+            raise NotFound(f"there is no queue {name!r}")
+        return _queue(rows[0])
+
+    async def pause(self, name: str, by: str) -> None:
+        """Stop claiming from the queue."""
+        await self.db.execute(self._sql("pause"), name, by)
+
+    async def resume(self, name: str) -> None:
+        """Start claiming from the queue again."""
+        await self.db.execute(self._sql("resume"), name)
+
+
+def _queue(row: object) -> Queue:
+    values = dict(row)  # type: ignore[call-overload]
+    values["ready_capped"] = values["ready"] >= READY_CAP
+    values["delayed"] = max(0, values["depth"] - values["ready"])
+    return Queue(**values)

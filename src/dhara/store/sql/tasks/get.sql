@@ -1,0 +1,3 @@
+-- One task, whole.
+-- $1 uuid id
+SELECT * FROM dhara.tasks WHERE id = $1

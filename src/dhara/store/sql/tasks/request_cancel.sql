@@ -1,0 +1,25 @@
+-- Cancel: PENDING -> CANCELED at once; RUNNING gets the mark that its handler will see; final states stay.
+-- Answers the state as it was found, and the row as it is now.
+-- $1 uuid id · $2 text reason
+WITH found AS (
+    SELECT id, status, cancel_requested_at FROM dhara.tasks WHERE id = $1 FOR UPDATE
+), changed AS (
+    UPDATE dhara.tasks AS t
+    SET status = CASE found.status WHEN 'PENDING' THEN 'CANCELED' ELSE t.status END,
+        completed_at = CASE found.status WHEN 'PENDING' THEN clock_timestamp() END,
+        cancel_requested_at = clock_timestamp(), updated_at = clock_timestamp(), reason = $2
+    FROM found
+    WHERE t.id = found.id
+      AND (found.status = 'PENDING' OR (found.status = 'RUNNING' AND found.cancel_requested_at IS NULL))
+    RETURNING t.*
+), logged AS (
+    INSERT INTO dhara.task_history (task_id, lease, worker_id, generation, attempt, event, reason)
+    SELECT id, lease, locked_by, generation, attempts,
+           CASE status WHEN 'CANCELED' THEN 'CANCELED' ELSE 'CANCEL_REQUESTED' END, $2
+    FROM changed
+), counted AS (
+    INSERT INTO dhara.counters (n, queue, event, from_state, to_state)
+    SELECT 1, queue, 'CANCELED', 'PENDING', 'CANCELED' FROM changed WHERE status = 'CANCELED'
+)
+SELECT found.status AS found_status, changed.id IS NOT NULL AS changed, changed.locked_by
+FROM found LEFT JOIN changed ON changed.id = found.id

@@ -1,0 +1,36 @@
+-- Settle ended attempts, guarded by lease: RUNNING -> what the outcome means, row and history in one statement.
+-- Answers the leases that were accepted; a lease that is missing was stale and has changed nothing.
+-- $1 uuid[] ids · $2 uuid[] leases · $3 text[] events · $4 float8[] delays in seconds (for a return to PENDING)
+-- $5 smallint[] failures to add · $6 text[] results (JSON) · $7 text[] reasons · $8 text[] last errors
+-- $9 text[] errors (JSON) · $10 text[] log lines (JSON) · $11 text[] fingerprints
+WITH given AS (
+    SELECT s.*, CASE s.event WHEN 'COMPLETED' THEN 'COMPLETED' WHEN 'CANCELED' THEN 'CANCELED' WHEN 'DEAD' THEN 'DEAD'
+                ELSE 'PENDING' END AS to_state
+    FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::float8[], $5::smallint[], $6::text[], $7::text[], $8::text[],
+                $9::text[], $10::text[], $11::text[])
+         AS s (id, lease, event, delay, failed, result, reason, last_error, error, logs, fingerprint)
+), settled AS (
+    UPDATE dhara.tasks AS t
+    SET -- A task whose cancellation was asked for is never tried again: any non-success means CANCELED.
+        status = CASE WHEN s.to_state <> 'COMPLETED' AND t.cancel_requested_at IS NOT NULL THEN 'CANCELED' ELSE s.to_state END,
+        run_at = CASE WHEN s.to_state = 'PENDING' THEN clock_timestamp() + s.delay * interval '1 second' ELSE t.run_at END,
+        completed_at = CASE WHEN s.to_state <> 'PENDING' OR t.cancel_requested_at IS NOT NULL THEN clock_timestamp() END,
+        updated_at = clock_timestamp(),
+        failures = t.failures + s.failed,
+        snoozes = t.snoozes + (s.event = 'SNOOZED')::int::smallint,
+        result = COALESCE(s.result::json, t.result),
+        reason = CASE WHEN s.to_state <> 'COMPLETED' THEN COALESCE(s.reason, t.reason) END, fingerprint = s.fingerprint,
+        last_error = COALESCE(s.last_error, t.last_error)
+    FROM given AS s
+    WHERE t.id = s.id AND t.status = 'RUNNING' AND t.lease = s.lease
+    RETURNING t.id, t.lease, t.locked_by, t.claim_seq, t.started_at, t.generation, t.attempts, t.queue, t.status,
+              CASE WHEN t.status = 'CANCELED' THEN 'CANCELED' ELSE s.event END AS event, s.reason, s.error, s.logs
+), logged AS (
+    INSERT INTO dhara.task_history (task_id, lease, worker_id, claim_seq, claimed_at, generation, attempt, event, reason, error, logs)
+    SELECT id, lease, locked_by, claim_seq, started_at, generation, attempts, event, reason, error::json, logs::json
+    FROM settled
+), counted AS (
+    INSERT INTO dhara.counters (n, queue, event, from_state, to_state)
+    SELECT count(*), queue, event, 'RUNNING', status FROM settled GROUP BY queue, event, status
+)
+SELECT lease, status, event FROM settled

@@ -1,0 +1,9 @@
+-- The heartbeat of one or more workers of a host, one row each. A lost worker that beats again is live again:
+-- its old leases are gone, its slots are not.
+-- $1 uuid[] ids · $2 integer[] running tasks
+UPDATE dhara.workers AS w
+SET beat_at = clock_timestamp(), beat_seq = w.beat_seq + 1, running = b.running,
+    state = CASE WHEN w.state = 'lost' THEN 'live' ELSE w.state END, stopped_at = NULL
+FROM unnest($1::uuid[], $2::integer[]) AS b (id, running)
+WHERE w.id = b.id AND w.state <> 'stopped'
+RETURNING w.id

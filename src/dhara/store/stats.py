@@ -1,0 +1,106 @@
+"""Figures for gauges and dashboards: each costs little, whatever the number of tasks."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import datetime
+
+from msgspec import Struct
+
+from dhara.domain.lifecycle import State
+from dhara.store.pool import Executor
+from dhara.store.sql import load
+
+
+class Flow(Struct, frozen=True):
+    """How many tasks ever went from one state to another by one event. None: from or to nothing, or a note."""
+
+    event: str
+    from_state: str | None
+    to_state: str | None
+    n: int
+
+
+class Fleet(Struct, frozen=True):
+    """Live workers, their slots and running tasks by their last beats, and the oldest beat's age in seconds."""
+
+    workers: int
+    slots: int
+    running: int
+    beat_age: float
+
+
+class Histogram(Struct, frozen=True):
+    """Observations of one series; `buckets` are counts per bucket (not cumulative), the last one is the rest."""
+
+    name: str
+    queue: str
+    type: str
+    total: float
+    buckets: list[int]
+
+
+class Clock(Struct, frozen=True):
+    """The database's time, and whether it takes no writes."""
+
+    now: datetime
+    standby: bool
+    read_only: bool
+
+
+class Stats:
+    """The statements of `sql/stats/`."""
+
+    def __init__(self, db: Executor, schema: str = "dhara") -> None:
+        self.db = db
+        self.schema = schema
+
+    def _sql(self, name: str) -> str:
+        return load("stats/" + name, self.schema)
+
+    async def flows(self) -> list[Flow]:
+        """All flows between states since the beginning."""
+        return [Flow(*row) for row in await self.db.fetch(self._sql("flows"))]
+
+    async def fold_counters(self) -> None:
+        """Fold the rows that the flows are summed from."""
+        await self.db.execute(self._sql("fold_counters"))
+
+    async def ready(self, cap: int = 100_000) -> tuple[int, int]:
+        """PENDING tasks that are ready, and delayed, each counted up to `cap`."""
+        row = await self.db.fetchrow(self._sql("ready"), cap)
+        assert row is not None
+        return row[0], row[1]
+
+    async def fleet(self) -> Fleet:
+        """The live workers, added up."""
+        row = await self.db.fetchrow(self._sql("workers"))
+        assert row is not None
+        return Fleet(*row)
+
+    async def observe(self, seen: Sequence[Histogram]) -> None:
+        """Add observations to the fleet's histograms."""
+        if seen:
+            arrays = ["{" + ",".join(map(str, h.buckets)) + "}" for h in seen]
+            columns = [[getattr(h, field) for h in seen] for field in ("name", "queue", "type", "total")]
+            await self.db.execute(self._sql("observe"), *columns, arrays)
+
+    async def histograms(self, most: int = 2_000) -> list[Histogram]:
+        """The fleet's histograms."""
+        return [Histogram(*row) for row in await self.db.fetch(self._sql("histograms"), most)]
+
+    async def clock(self) -> Clock:
+        """Is the database there, and what time is it?"""
+        row = await self.db.fetchrow(self._sql("clock"))
+        assert row is not None
+        return Clock(*row)
+
+
+def by_status(flows: Sequence[Flow]) -> dict[State, int]:
+    """Tasks in each state now: what flowed in less what flowed out."""
+    counts: defaultdict[str | None, int] = defaultdict(int)
+    for flow in flows:
+        counts[flow.to_state] += flow.n
+        counts[flow.from_state] -= flow.n
+    return {state: counts[state] for state in State}

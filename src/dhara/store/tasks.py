@@ -1,0 +1,306 @@
+"""Tasks in the database: one method a statement, in the order of a task's life."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from uuid import UUID
+
+import asyncpg
+import msgspec
+from msgspec import Struct
+
+from dhara.domain.lifecycle import State
+from dhara.domain.settle import Settlement
+from dhara.domain.task import Attempt, Claim, Enqueued, LogEntry, NewTask, Task
+from dhara.errors import IdempotencyConflict, NotFound, Unavailable, WrongState
+from dhara.store.pool import Executor, affected, spread
+from dhara.store.sql import load
+
+BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+ZERO = UUID(int=0)
+
+
+class Lane(Struct, frozen=True):
+    """One queue at one priority. `ready`: its first task is due; `due_in`: seconds until it is (negative: since)."""
+
+    queue: str
+    priority: int
+    ready: bool
+    due_in: float
+
+
+class Watermark(Struct, frozen=True):
+    """Where the next claim of a lane starts: above `(run_at, id)`. `room`: most tasks that the lane's queue may yield."""
+
+    queue: str
+    priority: int
+    run_at: datetime
+    id: UUID
+    room: int
+
+
+class Held(Struct, frozen=True):
+    """A RUNNING row as the database sees it; `age` is seconds since its claim."""
+
+    id: UUID
+    lease: UUID
+    cancel_requested: bool
+    age: float
+
+
+class Reaped(Struct, frozen=True):
+    """A task taken back, and how: REAPED, RELEASED, DEAD or CANCELED."""
+
+    id: UUID
+    queue: str
+    event: str
+
+
+class Canceling(Struct, frozen=True):
+    """What a cancellation found and did. `worker` runs the task, if it is running."""
+
+    found: State
+    changed: bool
+    worker: UUID | None
+
+
+class Tasks:
+    """The statements of `sql/tasks/`. `db` is a pool or one connection."""
+
+    def __init__(self, db: Executor, schema: str = "dhara") -> None:
+        self.db = db
+        self.schema = schema
+
+    def on(self, connection: Executor) -> Tasks:
+        """The same statements on another connection, such as one in a transaction."""
+        return Tasks(connection, self.schema)
+
+    def _sql(self, name: str) -> str:
+        return load("tasks/" + name, self.schema)
+
+    # enqueue
+
+    async def enqueue(self, new: Sequence[NewTask]) -> list[Enqueued | IdempotencyConflict]:
+        """Insert in one statement; one answer a task, in order. Conflicts are answers, so that others stay unharmed.
+
+        Safe to repeat with the same tasks after an ambiguous commit: their ids are theirs.
+        """
+        answers: dict[UUID, Enqueued | IdempotencyConflict] = {}
+        waiting = list(new)
+        # A row that stood in the way may be gone when it is looked up (pruned, rolled back): then insert again.
+        for _ in range(5):
+            answers |= await self._insert(waiting)
+            waiting = [task for task in waiting if task.id not in answers]
+            if waiting:
+                answers |= await self._existing(waiting)
+                waiting = [task for task in waiting if task.id not in answers]
+            if not waiting:
+                return [answers[task.id] for task in new]
+        raise Unavailable("the tasks under these idempotency keys keep coming and going; try again")
+
+    async def _insert(self, new: Sequence[NewTask]) -> dict[UUID, Enqueued | IdempotencyConflict]:
+        columns = spread(
+            new, "id", "type", "queue", "payload", "priority", "max_retries", "run_at", "delay", "idempotency_key"
+        )
+        rows = await self.db.fetch(self._sql("enqueue"), *columns, [rare_fields(task) for task in new])
+        by_id = {task.id: task for task in new}
+        return {row[0]: Enqueued(_fresh(by_id[row[0]], row[1], row[2]), created=True) for row in rows}
+
+    async def _existing(self, new: Sequence[NewTask]) -> dict[UUID, Enqueued | IdempotencyConflict]:
+        rows = await self.db.fetch(self._sql("existing"), *spread(new, "id", "type", "idempotency_key", "payload"))
+        found: dict[UUID, Enqueued | IdempotencyConflict] = {}
+        for row in rows:
+            task, asked = task_of(row), row["asked"]
+            if task.id != asked and not row["same_payload"]:
+                found[asked] = IdempotencyConflict(task.id, task.idempotency_key)
+            else:
+                found[asked] = Enqueued(task, created=task.id == asked)
+        return found
+
+    # claim
+
+    async def lanes(self) -> list[Lane]:
+        """Every lane with PENDING tasks; costs one index probe each."""
+        return [Lane(*row) for row in await self.db.fetch(self._sql("lanes"))]
+
+    async def claim(self, worker: UUID, types: Sequence[str], most: int, lanes: Sequence[Watermark]) -> list[Claim]:
+        """Claim at most `most` ready tasks, lane by lane in the given order, above each watermark."""
+        columns = spread(lanes, "queue", "priority", "run_at", "id", "room")
+        return [Claim(*row) for row in await self.db.fetch(self._sql("claim"), worker, types, most, *columns)]
+
+    # settle
+
+    async def settle(self, batch: Sequence[Settlement]) -> dict[UUID, State]:
+        """Write settlements; answers lease -> new state of those accepted. A lease that is missing was stale."""
+        columns = spread(
+            batch,
+            "id",
+            "lease",
+            "event",
+            "delay",
+            "failed",
+            "result",
+            "reason",
+            "last_error",
+            "error",
+            "logs",
+            "fingerprint",
+        )
+        return {row[0]: State(row[1]) for row in await self.db.fetch(self._sql("settle"), *columns)}
+
+    async def settled(self, batch: Sequence[Settlement]) -> set[UUID]:
+        """The leases of `batch` that have settled already; asked after a settlement whose reply was lost."""
+        return {row[0] for row in await self.db.fetch(self._sql("settled"), *spread(batch, "id", "lease"))}
+
+    async def reject(self, worker: UUID, batch: Sequence[Settlement]) -> None:
+        """Put on record that these settlements were stale."""
+        ids, leases, attempts, events = spread(batch, "id", "lease", "attempt", "event")
+        await self.db.execute(self._sql("reject"), ids, leases, attempts, worker, events)
+
+    async def held(self, worker: UUID) -> list[Held]:
+        """The RUNNING rows of `worker`."""
+        return [Held(*row) for row in await self.db.fetch(self._sql("held"), worker)]
+
+    # cancel, revive
+
+    async def request_cancel(self, id: UUID, reason: str = "canceled by an operator") -> Canceling:
+        """Cancel a PENDING task, mark a RUNNING one. Raises `NotFound`."""
+        row = await self.db.fetchrow(self._sql("request_cancel"), id, reason)
+        if row is None:
+            raise NotFound(f"there is no task {id}")
+        return Canceling(State(row[0]), row[1], row[2])
+
+    async def revive(
+        self,
+        id: UUID,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        payload: str | None = None,
+        run_at: datetime | None = None,
+        reason: str = "revived by an operator",
+    ) -> None:
+        """DEAD -> PENDING, optionally changed. Raises `NotFound` or `WrongState`."""
+        row = await self.db.fetchrow(self._sql("revive"), id, queue, priority, payload, run_at, reason)
+        if row is None:
+            raise NotFound(f"there is no task {id}")
+        if row["queue"] is None:
+            raise WrongState(row["found_status"], "only DEAD tasks can be revived")
+
+    # reap, expire, prune
+
+    async def reap(
+        self,
+        worker: UUID,
+        *,
+        beat_seq: int | None,
+        claimed_before: float,
+        reason: str,
+        base: float = 1.0,
+        cap: float = 3600.0,
+        culprits: Sequence[UUID] | None = None,
+        most: int = 500,
+    ) -> list[Reaped]:
+        """Take back at most `most` tasks of a lost worker (`beat_seq` as witnessed) or a crashed one (None).
+
+        `claimed_before`: seconds since its claim that a task must count. `culprits`: leases to blame; None: all.
+        """
+        args = (worker, beat_seq, claimed_before, most, reason, base, cap, culprits)
+        return [Reaped(*row) for row in await self.db.fetch(self._sql("reap"), *args)]
+
+    async def expire(self, most: int = 500) -> int:
+        """PENDING tasks past `expires_at` become DEAD; answers how many, at most `most`."""
+        return len(await self.db.fetch(self._sql("expire"), most))
+
+    async def prune(self, after: UUID, keep: float, keep_dead: float, most: int = 1_000) -> list[UUID]:
+        """Delete final tasks older than `keep` (DEAD: `keep_dead`) seconds, with ids above `after`; answers their ids."""
+        return [row[0] for row in await self.db.fetch(self._sql("prune"), after, keep, keep_dead, most)]
+
+    async def prune_history(self, keep: float, most: int = 5_000) -> int:
+        """Delete history older than `keep` seconds whose task is gone; answers how many rows."""
+        return affected(await self.db.execute(self._sql("prune_history"), keep, most))
+
+    # read
+
+    async def get(self, id: UUID) -> Task:
+        """One task. Raises `NotFound`."""
+        row = await self.db.fetchrow(self._sql("get"), id)
+        if row is None:
+            raise NotFound(f"there is no task {id}")
+        return task_of(row)
+
+    async def get_many(self, ids: Sequence[UUID]) -> dict[UUID, Task]:
+        """Those of `ids` that exist."""
+        return {row["id"]: task_of(row) for row in await self.db.fetch(self._sql("get_many"), ids)}
+
+    async def final(self, ids: Sequence[UUID]) -> set[UUID]:
+        """Those of `ids` that are final."""
+        return {row[0] for row in await self.db.fetch(self._sql("final"), ids)}
+
+    async def logs(self, id: UUID, most: int = 10_000) -> list[LogEntry]:
+        """A task's history, oldest first, beginning with ENQUEUED. Raises `NotFound`."""
+        task = await self.get(id)
+        first = LogEntry(
+            seq=0, generation=1, attempt=0, event="ENQUEUED", at=task.created_at, to_state=State.PENDING
+        )
+        return [first, *(LogEntry(**row) for row in await self.db.fetch(self._sql("logs"), id, most))]
+
+    async def attempts(self, id: UUID, most: int = 10_000) -> list[Attempt]:
+        """A task's executions, oldest first."""
+        return [Attempt(**row) for row in await self.db.fetch(self._sql("attempts"), id, most)]
+
+
+def rare_fields(task: NewTask) -> str | None:
+    """The fields that few tasks have, as one JSON text; None where there are none, which costs next to nothing."""
+    if not (task.timeout or task.expires_at or task.tags or task.concurrency_key or task.traceparent):
+        return None
+    fields = {
+        "timeout": task.timeout,
+        "expires_at": task.expires_at,
+        "tags": task.tags,
+        "concurrency_key": task.concurrency_key,
+        "traceparent": task.traceparent,
+    }
+    return msgspec.json.encode(fields).decode()
+
+
+def _fresh(new: NewTask, created_at: datetime, run_at: datetime) -> Task:
+    return Task(
+        id=new.id,
+        type=new.type,
+        queue=new.queue,
+        status=State.PENDING,
+        priority=new.priority,
+        attempts=0,
+        max_retries=new.max_retries,
+        failures=0,
+        crashes=0,
+        snoozes=0,
+        generation=1,
+        run_at=run_at,
+        created_at=created_at,
+        updated_at=created_at,
+        payload=new.payload,
+        expires_at=new.expires_at,
+        timeout=new.timeout,
+        idempotency_key=new.idempotency_key,
+        concurrency_key=new.concurrency_key,
+        traceparent=new.traceparent,
+        tags=new.tags,
+    )
+
+
+_TASK_FIELDS = Task.__struct_fields__
+
+
+def task_of(row: asyncpg.Record) -> Task:
+    """A `Task` of a row that holds (at least) the columns of `tasks`."""
+    values = {field: row[field] for field in _TASK_FIELDS}
+    values["status"] = State(values["status"])
+    values["tags"] = tuple(values["tags"] or ())
+    return Task(**values)
+
+
+def tasks_of(rows: Iterable[asyncpg.Record]) -> list[Task]:
+    return [task_of(row) for row in rows]
