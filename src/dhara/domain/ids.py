@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from uuid import UUID
@@ -25,10 +26,15 @@ class IdSource:
         self._random_bytes = random_bytes
         self._ms = -1
         self._tail = 0
+        # Clients enqueue from many threads; two equal ids would make the second task vanish as a repetition.
+        self._lock = threading.Lock()
 
     def new(self) -> UUID:
-        """The next id."""
-        ms = self._clock_ms()
+        """The next id; safe to call from any thread."""
+        with self._lock:
+            return self._next(self._clock_ms())
+
+    def _next(self, ms: int) -> UUID:
         if ms > self._ms:
             self._ms = ms
             self._tail = int.from_bytes(self._random_bytes(10), "big") & ((1 << _RANDOM_BITS) - 1)

@@ -43,12 +43,18 @@ def decide(claim: Claim, outcome: Outcome, backoff: Backoff, rng: Random, logs: 
                 text = f"snoozed more than {limits.SNOOZES} times"
                 return _failed(claim, Failed(text, permanent=True, reason="snoozed_out"), backoff, rng, logs)
             return Settlement(
-                claim.id, claim.lease, claim.attempt, Event.SNOOZED, delay=seconds, reason=reason, logs=logs
+                claim.id, claim.lease, claim.attempt, Event.SNOOZED, delay=_bounded(seconds), reason=reason, logs=logs
             )
         case Canceled(reason):
             return Settlement(claim.id, claim.lease, claim.attempt, Event.CANCELED, reason=reason, logs=logs)
         case Released(reason):
             return Settlement(claim.id, claim.lease, claim.attempt, Event.RELEASED, reason=reason, logs=logs)
+
+
+def _bounded(seconds: float) -> float:
+    """`seconds` as a wait that the database can add to its clock; one that it cannot would fail the whole batch."""
+    low, high = limits.DELAY_SECONDS
+    return min(seconds, high) if seconds > low else low  # NaN is not above `low`
 
 
 def _failed(claim: Claim, outcome: Failed, backoff: Backoff, rng: Random, logs: str | None) -> Settlement:
@@ -58,7 +64,8 @@ def _failed(claim: Claim, outcome: Failed, backoff: Backoff, rng: Random, logs: 
     reason = outcome.reason or ("permanent" if outcome.permanent else "exhausted" if exhausted else None)
     delay = 0.0
     if not dead:
-        delay = backoff.delay(failures, rng) if outcome.retry_after is None else max(0.0, outcome.retry_after)
+        wish = backoff.delay(failures, rng) if outcome.retry_after is None else outcome.retry_after
+        delay = _bounded(wish)
     return Settlement(
         claim.id,
         claim.lease,

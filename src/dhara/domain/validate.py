@@ -253,5 +253,8 @@ def _refuse_oddities(value: Any, depth: int) -> None:
                 _refuse_oddities(item, depth + 1)
         case bytes() | bytearray() | memoryview():
             raise InvalidTask([("", "bytes are not JSON; encode them as text")])
-        case _:
+        case None | int():
             pass
+        case _:
+            # Dataclasses, structs, dates: what msgspec makes of them may hold the same oddities.
+            _refuse_oddities(msgspec.to_builtins(value), depth + 1)

@@ -40,6 +40,11 @@ TRANSIENT = (
 )
 
 
+def is_transient(error: BaseException) -> bool:
+    """Whether trying again may help. A value that the driver cannot send is an InterfaceError too, but stays wrong."""
+    return isinstance(error, TRANSIENT) and not isinstance(error, ValueError)
+
+
 class DatabaseSettings(Struct, frozen=True, kw_only=True):
     """How to reach the database. Times are seconds."""
 
@@ -63,9 +68,9 @@ class Executor(Protocol):
 
 
 def redact(text: str) -> str:
-    """`text` without the passwords of the DSNs in it."""
-    text = re.sub(r"(\w+://[^:/?#\s@]*):[^@\s]*@", r"\1:***@", text)
-    return re.sub(r"(password|passwd|pwd)\s*=\s*('[^']*'|[^\s&;]+)", r"\1=***", text, flags=re.IGNORECASE)
+    """`text` without the passwords of the DSNs in it; where a password's end is in doubt, rather too much is hidden."""
+    text = re.sub(r"(\w+://[^:/?#\s@]*):\S*@", r"\1:***@", text)
+    return re.sub(r"(password|passwd|pwd)\s*=\s*('(?:[^'\\]|\\.)*'|\S+)", r"\1=***", text, flags=re.IGNORECASE)
 
 
 def check_dsn(dsn: str) -> str:

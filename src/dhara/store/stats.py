@@ -9,6 +9,7 @@ from datetime import datetime
 from msgspec import Struct
 
 from dhara.domain.lifecycle import State
+from dhara.errors import SchemaError
 from dhara.store.pool import Executor
 from dhara.store.sql import load
 
@@ -95,6 +96,13 @@ class Stats:
         row = await self.db.fetchrow(self._sql("clock"))
         assert row is not None
         return Clock(*row)
+
+    async def origin(self) -> str:
+        """What tells this database's schema from every other one, the same for all processes on it."""
+        origin: str | None = await self.db.fetchval(self._sql("origin"))
+        if origin is None:
+            raise SchemaError(f"schema {self.schema!r} is missing; run `dhara migrate up`")
+        return origin
 
 
 def by_status(flows: Sequence[Flow]) -> dict[State, int]:

@@ -151,7 +151,7 @@ class Tasks:
 
     async def settled(self, batch: Sequence[Settlement]) -> set[UUID]:
         """The leases of `batch` that have settled already; asked after a settlement whose reply was lost."""
-        return {row[0] for row in await self.db.fetch(self._sql("settled"), *spread(batch, "id", "lease"))}
+        return {row[0] for row in await self.db.fetch(self._sql("settled"), *spread(batch, "id", "lease", "event"))}
 
     async def reject(self, worker: UUID, batch: Sequence[Settlement]) -> None:
         """Put on record that these settlements were stale."""

@@ -91,6 +91,10 @@ class Workers:
         """The worker has ended: `stopped` in order, `lost` not."""
         await self.db.execute(self._sql("stop"), id, state)
 
+    async def lose(self, id: UUID, beat_seq: int) -> None:
+        """The reaper calls the worker lost, unless it has beaten since `beat_seq`."""
+        await self.db.execute(self._sql("lose"), id, beat_seq)
+
     async def witness(self) -> list[Sighting]:
         """Every worker that should be beating or still holds tasks."""
         return [Sighting(*row) for row in await self.db.fetch(self._sql("witness"))]

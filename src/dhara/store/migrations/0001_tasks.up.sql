@@ -175,7 +175,7 @@ BEGIN
 END $$;
 
 CREATE TRIGGER tasks_refuse_insert AFTER INSERT ON dhara.tasks FOR EACH ROW
-    WHEN (NEW.status <> 'PENDING' OR NEW.attempts <> 0 OR NEW.lease IS NOT NULL
+    WHEN (NEW.status <> 'PENDING' OR NEW.attempts <> 0 OR NEW.generation <> 1 OR NEW.lease IS NOT NULL
           OR NEW.priority NOT BETWEEN 0 AND 100 OR NEW.max_retries NOT BETWEEN 0 AND 20
           OR length(NEW.type) NOT BETWEEN 1 AND 100 OR length(NEW.queue) NOT BETWEEN 1 AND 100)
     EXECUTE FUNCTION dhara.refuse_move();
@@ -183,19 +183,18 @@ CREATE TRIGGER tasks_refuse_insert AFTER INSERT ON dhara.tasks FOR EACH ROW
 CREATE TRIGGER tasks_refuse_update AFTER UPDATE ON dhara.tasks FOR EACH ROW
     WHEN (CASE OLD.status
               WHEN 'PENDING' THEN CASE NEW.status
-                  WHEN 'RUNNING' THEN NEW.lease IS NULL OR NEW.attempts <> OLD.attempts + 1
+                  WHEN 'RUNNING' THEN NEW.lease IS NULL OR NEW.lease IS NOT DISTINCT FROM OLD.lease
+                                      OR NEW.attempts <> OLD.attempts + 1
                   WHEN 'PENDING' THEN NEW.attempts <> OLD.attempts
                   ELSE NEW.status NOT IN ('CANCELED', 'DEAD') END
-              WHEN 'RUNNING' THEN CASE NEW.status
-                  WHEN 'COMPLETED' THEN NEW.lease IS DISTINCT FROM OLD.lease
-                  WHEN 'RUNNING' THEN NEW.lease IS DISTINCT FROM OLD.lease
-                  ELSE NEW.status NOT IN ('PENDING', 'CANCELED', 'DEAD') END
-                  OR NEW.attempts <> OLD.attempts
+              WHEN 'RUNNING' THEN NEW.status NOT IN ('COMPLETED', 'RUNNING', 'PENDING', 'CANCELED', 'DEAD')
+                  OR NEW.lease IS DISTINCT FROM OLD.lease OR NEW.attempts <> OLD.attempts
               WHEN 'DEAD' THEN CASE NEW.status
                   WHEN 'PENDING' THEN NEW.generation <> OLD.generation + 1
                   ELSE NEW.status <> 'DEAD' END OR NEW.attempts <> OLD.attempts
               ELSE NEW.status <> OLD.status OR NEW.attempts <> OLD.attempts END
-          OR NEW.id <> OLD.id OR NEW.generation < OLD.generation)
+          OR NEW.id <> OLD.id
+          OR (NEW.generation <> OLD.generation AND (OLD.status <> 'DEAD' OR NEW.status <> 'PENDING')))
     EXECUTE FUNCTION dhara.refuse_move();
 
 CREATE TRIGGER tasks_refuse_delete AFTER DELETE ON dhara.tasks FOR EACH ROW

@@ -68,6 +68,9 @@ BEGIN
         PERFORM dhara.refuse_field('timeout', 'seconds, a number from 0.001 to 604800');
     ELSIF enqueue.expires_at <= moment THEN
         PERFORM dhara.refuse_field('expires_at', 'is in the past');
+    ELSIF enqueue.expires_at >= timestamptz '9999-12-31 00:00:00+00' THEN
+        -- Later times, and infinity, are none that every client can read back.
+        PERFORM dhara.refuse_field('expires_at', 'a time before the year 10000');
     ELSIF cardinality(enqueue.tags) > 32
           OR EXISTS (SELECT FROM unnest(enqueue.tags) AS t (tag)
                      WHERE tag IS NULL OR length(tag) NOT BETWEEN 1 AND 100 OR tag ~ '[\x01-\x1f\x7f]') THEN
@@ -79,6 +82,10 @@ BEGIN
     END IF;
     -- A payload that later reads could not show: jsonb refuses \u0000 and lone surrogates.
     PERFORM enqueue.payload::jsonb;
+    -- Whatever is nested deeper than 64 levels is longer than 128 characters, which spares most payloads the search.
+    IF octet_length(enqueue.payload::text) > 128 AND jsonb_path_exists(enqueue.payload::jsonb, 'strict $.**{65 to last}') THEN
+        PERFORM dhara.refuse_field('payload', 'nested deeper than 64 levels');
+    END IF;
 
     LOOP
         INSERT INTO dhara.tasks AS t (id, type, queue, payload, priority, max_retries, run_at, created_at, updated_at,
@@ -122,12 +129,14 @@ CREATE FUNCTION dhara.enqueue_all(tasks json, OUT ord bigint, OUT task_id uuid, 
     RETURNS SETOF record
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
     SELECT t.ord, e.task_id, e.created, e.status
-    FROM ROWS FROM (json_to_recordset(enqueue_all.tasks) AS (
-        id uuid, type text, payload json, queue text, priority integer, max_retries integer, run_at timestamptz,
-        delay double precision, idempotency_key text, timeout double precision, expires_at timestamptz, tags text[],
-        concurrency_key text, traceparent text)) WITH ORDINALITY
-        AS t (id, type, payload, queue, priority, max_retries, run_at, delay, idempotency_key, timeout, expires_at, tags,
-              concurrency_key, traceparent, ord)
+    FROM (
+        SELECT given.ord, given.task->'payload' AS payload, fields.*  -- `->` keeps a payload of null apart from none
+        FROM json_array_elements(enqueue_all.tasks) WITH ORDINALITY AS given (task, ord)
+        CROSS JOIN LATERAL json_to_record(given.task) AS fields (
+            id uuid, type text, queue text, priority integer, max_retries integer, run_at timestamptz,
+            delay double precision, idempotency_key text, timeout double precision, expires_at timestamptz, tags text[],
+            concurrency_key text, traceparent text)
+    ) AS t
     CROSS JOIN LATERAL dhara.enqueue(
         t.type, COALESCE(t.payload, '{}'), COALESCE(t.queue, 'default'), COALESCE(t.priority, 0),
         COALESCE(t.max_retries, 5), t.run_at, t.delay, t.idempotency_key, t.timeout, t.expires_at, t.tags,

@@ -18,6 +18,8 @@ WITH now AS MATERIALIZED (
                 $7::timestamptz[], $8::float8[], $9::text[], $10::json[])
          AS t (id, type, queue, payload, priority, max_retries, run_at, delay, idempotency_key, rare)
     CROSS JOIN now
+    -- Keys are taken in one order by all, so that two batches with the same keys wait for each other, but never deadlock.
+    ORDER BY t.type COLLATE "C", t.idempotency_key COLLATE "C", t.id
     ON CONFLICT DO NOTHING
     RETURNING id, queue, created_at, run_at
 ), counted AS (

@@ -8,20 +8,23 @@ WITH worker AS (
     -- The lock makes a beat that arrives now wait, and a beat that arrived before is seen.
     SELECT id FROM dhara.workers WHERE id = $1 AND ($2::bigint IS NULL OR beat_seq = $2) FOR UPDATE
 ), found AS (
-    SELECT t.id, $8::uuid[] IS NULL OR t.lease = ANY ($8::uuid[]) AS blamed
+    -- What is judged below is the row as the lock saw it, not as the snapshot did: a cancellation may have come between.
+    SELECT t.id, t.cancel_requested_at, t.crashes, t.failures, t.max_retries,
+           $8::uuid[] IS NULL OR t.lease = ANY ($8::uuid[]) AS blamed
     FROM dhara.tasks AS t JOIN worker ON t.locked_by = worker.id
     WHERE t.status = 'RUNNING' AND t.started_at <= clock_timestamp() - $3 * interval '1 second'
     ORDER BY t.id LIMIT $4
     FOR UPDATE OF t SKIP LOCKED
 ), judged AS (
-    SELECT t.id, found.blamed,
-           CASE WHEN t.cancel_requested_at IS NOT NULL THEN 'CANCELED'
-                WHEN NOT found.blamed THEN 'RELEASED'
-                WHEN t.crashes + 1 >= 3 OR t.failures + 1 > t.max_retries THEN 'DEAD'
+    SELECT id, blamed,
+           CASE WHEN cancel_requested_at IS NOT NULL THEN 'CANCELED'
+                WHEN NOT blamed THEN 'RELEASED'
+                WHEN crashes + 1 >= 3 OR failures + 1 > max_retries THEN 'DEAD'
                 ELSE 'REAPED' END AS event,
-           CASE WHEN found.blamed AND t.crashes + 1 >= 3 THEN 'poison'
-                WHEN found.blamed AND t.failures + 1 > t.max_retries THEN 'exhausted' END AS dead_reason
-    FROM found JOIN dhara.tasks AS t ON t.id = found.id
+           CASE WHEN cancel_requested_at IS NOT NULL OR NOT blamed THEN NULL
+                WHEN crashes + 1 >= 3 THEN 'poison'
+                WHEN failures + 1 > max_retries THEN 'exhausted' END AS dead_reason
+    FROM found
 ), reaped AS (
     UPDATE dhara.tasks AS t
     SET status = CASE WHEN j.event IN ('CANCELED', 'DEAD') THEN j.event ELSE 'PENDING' END,

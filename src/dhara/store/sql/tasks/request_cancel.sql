@@ -14,12 +14,14 @@ WITH found AS (
     RETURNING t.*
 ), logged AS (
     INSERT INTO dhara.task_history (task_id, lease, worker_id, generation, attempt, event, reason)
-    SELECT id, lease, locked_by, generation, attempts,
+    -- A PENDING row still bears the lease of its last attempt, which has no part in this.
+    SELECT id, CASE status WHEN 'RUNNING' THEN lease END, CASE status WHEN 'RUNNING' THEN locked_by END, generation, attempts,
            CASE status WHEN 'CANCELED' THEN 'CANCELED' ELSE 'CANCEL_REQUESTED' END, $2
     FROM changed
 ), counted AS (
     INSERT INTO dhara.counters (n, queue, event, from_state, to_state)
     SELECT 1, queue, 'CANCELED', 'PENDING', 'CANCELED' FROM changed WHERE status = 'CANCELED'
 )
-SELECT found.status AS found_status, changed.id IS NOT NULL AS changed, changed.locked_by
+SELECT found.status AS found_status, changed.id IS NOT NULL AS changed,
+       CASE changed.status WHEN 'RUNNING' THEN changed.locked_by END AS worker
 FROM found LEFT JOIN changed ON changed.id = found.id

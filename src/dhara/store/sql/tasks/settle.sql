@@ -9,6 +9,8 @@ WITH given AS (
     FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::float8[], $5::smallint[], $6::text[], $7::text[], $8::text[],
                 $9::text[], $10::text[], $11::text[])
          AS s (id, lease, event, delay, failed, result, reason, last_error, error, logs, fingerprint)
+    -- Rows are locked in this order: two settlements of the same rows, one of them a repetition, never deadlock.
+    ORDER BY s.id
 ), settled AS (
     UPDATE dhara.tasks AS t
     SET -- A task whose cancellation was asked for is never tried again: any non-success means CANCELED.

@@ -1,0 +1,1 @@
+"""The HTTP API: requests in, answers out; HTTP stops at this door."""

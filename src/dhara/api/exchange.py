@@ -1,0 +1,65 @@
+"""One request and its reply, as thin as they can be: endpoints see these two and nothing of ASGI."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import Struct
+from starlette.types import Receive, Scope
+
+if TYPE_CHECKING:
+    from dhara.api.parts import Parts
+
+JSON = b"application/json"
+_ENCODER = msgspec.json.Encoder()
+
+
+class Reply(Struct, frozen=True):
+    """An answer: status, body and headers beyond those that every answer has."""
+
+    status: int
+    body: bytes = b""
+    content_type: bytes = JSON
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class ClientGone(Exception):
+    """The client has hung up; nobody reads an answer."""
+
+
+class Request:
+    """What an endpoint may know of a request."""
+
+    __slots__ = ("parts", "query", "receive", "scope")
+
+    def __init__(self, scope: Scope, receive: Receive, parts: Parts, query: Mapping[str, Any]) -> None:
+        self.scope = scope
+        self.receive = receive
+        self.parts = parts
+        self.query = query
+
+    @property
+    def path(self) -> Mapping[str, str]:
+        """The parameters in the path."""
+        params: Mapping[str, str] = self.scope["path_params"]
+        return params
+
+    @property
+    def id(self) -> str:
+        """The request id."""
+        request_id: str = self.scope["dhara.request_id"]
+        return request_id
+
+    def headers(self, name: bytes) -> list[bytes]:
+        """Every value of header `name` (lower case)."""
+        return [value for key, value in self.scope["headers"] if key == name]
+
+
+Endpoint = Callable[[Request], Awaitable[Reply]]
+
+
+def json_reply(value: Any, status: int = 200, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Reply:
+    """`value` as JSON."""
+    return Reply(status, _ENCODER.encode(value), JSON, headers)

@@ -1,0 +1,166 @@
+"""The fleet's figures, taken from the database at most once a second, however many ask: for /metrics and /stats."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from msgspec import Struct
+
+from dhara.domain.lifecycle import State
+from dhara.api.shared import Shared
+from dhara.store.pool import Pool
+from dhara.store.queues import Queue, Queues
+from dhara.store.stats import Fleet, Flow, Histogram, Stats, by_status
+from dhara.telemetry.metrics import BUCKETS, HISTOGRAMS, MOST_LABELS, OTHER, Family, Sample, Timing, family, single
+
+KEEP = 1.0
+PATIENCE = 3.0
+READY_CAP = 100_000
+RATE_WINDOW = 60.0
+
+
+class Snapshot(Struct, frozen=True, kw_only=True):
+    """What the database said in one moment."""
+
+    flows: list[Flow]
+    ready: int
+    delayed: int
+    fleet: Fleet
+    histograms: list[Histogram]
+    queues: list[Queue]
+
+
+class Figures:
+    """Takes snapshots and remembers what rates need."""
+
+    def __init__(self, pool: Pool, schema: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._pool = pool
+        self._schema = schema
+        self._clock = clock
+        self._shared = Shared(self._take, KEEP)
+        self._seen: deque[tuple[float, dict[str, tuple[int, int]]]] = deque()
+
+    async def snapshot(self) -> Snapshot:
+        """The latest figures, at most a second old. Raises `Unavailable` and what the database says."""
+        return await self._shared.get(PATIENCE)
+
+    def rates(self, queues: Sequence[Queue]) -> dict[str, tuple[float, float]]:
+        """Tasks a second into and out of each of all queues over the last minute; nothing on the first look."""
+        now = self._clock()
+        while self._seen and self._seen[0][0] < now - RATE_WINDOW:
+            self._seen.popleft()
+        rates = {queue.name: found for queue in queues if (found := self.rate(queue)) is not None}
+        if not self._seen or now - self._seen[-1][0] >= 1:
+            self._seen.append((now, {queue.name: (queue.enqueued, queue.completed) for queue in queues}))
+        return rates
+
+    def rate(self, queue: Queue) -> tuple[float, float] | None:
+        """Tasks a second into and out of one queue since the oldest look of the last minute, or None."""
+        if not self._seen:
+            return None
+        then, totals = self._seen[0]
+        seconds = self._clock() - then
+        if not 1 <= seconds <= 2 * RATE_WINDOW:
+            return None
+        enqueued, completed = totals.get(queue.name, (0, 0))
+        return round((queue.enqueued - enqueued) / seconds, 3), round((queue.completed - completed) / seconds, 3)
+
+    async def _take(self) -> Snapshot:
+        async with self._pool.acquire() as connection:
+            stats = Stats(connection, self._schema)
+            flows = await stats.flows()
+            ready, delayed = await stats.ready(READY_CAP)
+            return Snapshot(
+                flows=flows,
+                ready=ready,
+                delayed=delayed,
+                fleet=await stats.fleet(),
+                histograms=await stats.histograms(),
+                queues=await Queues(connection, self._schema).list(),
+            )
+
+
+def totals(flows: Iterable[Flow]) -> dict[str, int]:
+    """The life cycle's counters, by the names of their metrics."""
+    sums = dict.fromkeys(("enqueued", "completed", "attempt_failures", "retried", "dead", "canceled", "reaped"), 0)
+    for flow in flows:
+        for counter in _COUNTERS.get(flow.event, ()):
+            sums[counter] += flow.n
+        if flow.event == "DEAD" and flow.from_state == State.RUNNING:
+            sums["attempt_failures"] += flow.n
+    return sums
+
+
+_COUNTERS: Mapping[str, tuple[str, ...]] = {
+    "ENQUEUED": ("enqueued",),
+    "COMPLETED": ("completed",),
+    "RETRIED": ("retried", "attempt_failures"),
+    "REAPED": ("reaped", "attempt_failures"),
+    "REAPED_FINAL": ("reaped",),
+    "DEAD": ("dead",),
+    "EXPIRED": ("dead",),
+    "CANCELED": ("canceled",),
+}
+
+
+def pending(snapshot: Snapshot) -> tuple[int, int]:
+    """PENDING tasks, ready and delayed. Counting stops at a cap; what is beyond it follows from the flows."""
+    total = max(0, by_status(snapshot.flows)[State.PENDING])
+    if snapshot.ready < READY_CAP:
+        return snapshot.ready, max(0, total - snapshot.ready)
+    if snapshot.delayed < READY_CAP:
+        return max(0, total - snapshot.delayed), snapshot.delayed
+    return snapshot.ready, max(0, total - snapshot.ready)
+
+
+def families(snapshot: Snapshot) -> list[Family]:
+    """The fleet's metrics."""
+    ready, delayed = pending(snapshot)
+    states = by_status(snapshot.flows)
+    fleet = snapshot.fleet
+    return [
+        *(single(f"tasks_{name}_total", n) for name, n in totals(snapshot.flows).items()),
+        family("tasks_by_status", *(Sample((state.value,), max(0, n)) for state, n in states.items())),
+        family("tasks_pending_breakdown", Sample(("ready",), ready), Sample(("delayed",), delayed)),
+        single("workers_total", fleet.workers),
+        single("workers_inflight", fleet.running),
+        single("dhara_worker_slots", fleet.slots),
+        single("dhara_heartbeat_age_seconds", fleet.beat_age),
+        *_queue_families(snapshot.queues),
+        *_histogram_families(snapshot.histograms),
+    ]
+
+
+def _queue_families(queues: Sequence[Queue]) -> list[Family]:
+    shown, rest = queues[:MOST_LABELS], queues[MOST_LABELS:]
+
+    def gauge(name: str, value: Callable[[Queue], float], add: Callable[[Iterable[float]], float]) -> Family:
+        series = [Sample((queue.name,), value(queue)) for queue in shown]
+        if rest:
+            series.append(Sample((OTHER,), add(value(queue) for queue in rest)))
+        return family(name, *series)
+
+    return [
+        gauge("dhara_queue_depth", lambda queue: queue.depth, sum),
+        gauge("dhara_queue_running", lambda queue: queue.running, sum),
+        gauge("dhara_queue_oldest_ready_age_seconds", lambda queue: queue.oldest_ready_age or 0, max),
+        gauge("dhara_queue_paused", lambda queue: queue.paused_at is not None, max),
+    ]
+
+
+def _histogram_families(histograms: Sequence[Histogram]) -> list[Family]:
+    return [
+        family(metric, *_bounded([h for h in histograms if h.name == name and len(h.buckets) == len(BUCKETS) + 1]))
+        for name, metric in HISTOGRAMS.items()
+    ]
+
+
+def _bounded(histograms: Sequence[Histogram]) -> list[Timing]:
+    """The first series as they are; all others added up, so that random types cannot grow the exposition."""
+    shown = [Timing((h.queue, h.type), h.total, h.buckets) for h in histograms[:MOST_LABELS]]
+    if rest := histograms[MOST_LABELS:]:
+        buckets = [sum(column) for column in zip(*(h.buckets for h in rest), strict=True)]
+        shown.append(Timing((OTHER, OTHER), sum(h.total for h in rest), buckets))
+    return shown

@@ -1,0 +1,105 @@
+"""Endpoints of queues, workers and figures."""
+
+from __future__ import annotations
+
+import logging
+
+from dhara.api.exchange import Reply, Request, json_reply
+from dhara.api.figures import families, pending, totals
+from dhara.api.problems import not_found
+from dhara.api.shapes import (
+    FleetOut,
+    PendingOut,
+    QueueList,
+    StatsOut,
+    WorkerList,
+    queue_out,
+    worker_out,
+)
+from dhara.domain import limits
+from dhara.store.stats import by_status
+from dhara.telemetry.metrics import Family, Sample, family, single
+from dhara.telemetry.prometheus import CONTENT_TYPE, render
+
+PAUSED_BY = "api"
+
+log = logging.getLogger(__name__)
+
+
+async def queues(request: Request) -> Reply:
+    found = await request.parts.queues.list()
+    rates = request.parts.figures.rates(found)
+    return json_reply(QueueList([queue_out(queue, rates.get(queue.name)) for queue in found]))
+
+
+async def queue(request: Request) -> Reply:
+    found = await request.parts.queues.get(_name(request))
+    return json_reply(queue_out(found, request.parts.figures.rate(found)))
+
+
+async def pause(request: Request) -> Reply:
+    await request.parts.queues.pause(_name(request), PAUSED_BY)
+    return await queue(request)
+
+
+async def resume(request: Request) -> Reply:
+    name = _name(request)
+    await request.parts.queues.resume(name)
+    if request.parts.notifier is not None:
+        request.parts.notifier.wake(name)
+    return await queue(request)
+
+
+async def workers(request: Request) -> Reply:
+    found = await request.parts.workers.list()
+    running = await request.parts.workers.running([worker.id for worker in found])
+    return json_reply(WorkerList([worker_out(worker, running) for worker in found]))
+
+
+async def stats(request: Request) -> Reply:
+    snapshot = await request.parts.figures.snapshot()
+    ready, delayed = pending(snapshot)
+    fleet = snapshot.fleet
+    return json_reply(
+        StatsOut(
+            by_status={state.value: max(0, n) for state, n in by_status(snapshot.flows).items()},
+            pending=PendingOut(ready, delayed),
+            totals=totals(snapshot.flows),
+            fleet=FleetOut(fleet.workers, fleet.slots, fleet.running, round(fleet.beat_age, 3)),
+            queues=len(snapshot.queues),
+        )
+    )
+
+
+async def metrics(request: Request) -> Reply:
+    """The fleet's figures and this process' own; without a database only the latter, and `dhara_database_up 0`."""
+    try:
+        fleet = [single("dhara_database_up", 1), *families(await request.parts.figures.snapshot())]
+    except Exception as error:
+        log.warning("metrics without the database: %s: %s", type(error).__name__, error)
+        fleet = [single("dhara_database_up", 0)]
+    return Reply(200, render([*fleet, *_own(request)]).encode(), CONTENT_TYPE.encode())
+
+
+def _own(request: Request) -> list[Family]:
+    parts = request.parts
+    return [
+        *parts.traffic.families(),
+        single("dhara_enqueue_batches_total", parts.ingest.batches),
+        single("dhara_enqueue_batched_tasks_total", parts.ingest.batched),
+        single("dhara_enqueue_waiting", parts.ingest.waiting),
+        single("dhara_waiters", len(parts.waiters)),
+        family(
+            "dhara_pool_connections",
+            Sample(("used",), parts.pool.size - parts.pool.idle),
+            Sample(("idle",), parts.pool.idle),
+        ),
+        single("dhara_loop_lag_seconds", parts.lag.seconds),
+    ]
+
+
+def _name(request: Request) -> str:
+    name = request.path["name"]
+    if not limits.NAME.fullmatch(name):
+        raise not_found()
+    return name

@@ -1,0 +1,134 @@
+"""The query parameters: how each is read, and what OpenAPI says of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from dhara.api.wire import Param
+from dhara.domain import limits
+from dhara.domain.lifecycle import State
+from dhara.domain.validate import parse_time, text_problem
+
+SEARCH_LENGTH = 200
+MOST_OFFSET = 1_000_000
+MOST_WAIT = 120.0
+
+_DIGITS = re.compile(r"[0-9]{1,18}", re.ASCII)
+_SECONDS = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?", re.ASCII)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if _DIGITS.fullmatch(text) and low <= int(text) <= high:
+            return int(text)
+        raise ValueError(f"an integer from {low:,} to {high:,}")
+
+    return parse
+
+
+def _seconds(low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        if _SECONDS.fullmatch(text) and low <= float(text) <= high:
+            return float(text)
+        raise ValueError(f"seconds, from {low:g} to {high:g}")
+
+    return parse
+
+
+def _state(text: str) -> State:
+    if text in State.__members__:
+        return State(text)
+    raise ValueError("one of " + ", ".join(State))
+
+
+def _name(text: str) -> str:
+    if limits.NAME.fullmatch(text):
+        return text
+    raise ValueError(limits.NAME_HINT)
+
+
+def _text(most: int) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if 1 <= len(text) <= most and not _CONTROL.search(text) and text_problem(text) is None:
+            return text
+        raise ValueError(f"text of 1 to {most} characters, no control characters")
+
+    return parse
+
+
+def _moment(text: str) -> datetime:
+    # A plus sign that was not percent-encoded arrives as a blank.
+    at = parse_time(text.replace(" ", "+") if " " in text[11:] else text)
+    if at is not None:
+        return at
+    raise ValueError("a time by RFC 3339 with zone, such as 2026-01-31T12:00:00Z")
+
+
+def _uuid(text: str) -> UUID:
+    if re.fullmatch(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", text):
+        return UUID(text)
+    raise ValueError("an id, such as 01890a5d-ac96-774b-bcce-b302099a8057")
+
+
+def _choice(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text in choices:
+            return text
+        raise ValueError(" or ".join(choices))
+
+    return parse
+
+
+def _boolean(text: str) -> bool:
+    if text in ("true", "false"):
+        return text == "true"
+    raise ValueError("true or false")
+
+
+def _range(low: float, high: float, default: float, type: str = "integer") -> dict[str, Any]:
+    return {"type": type, "minimum": low, "maximum": high, "default": default}
+
+
+_NAMED = {"type": "string", "pattern": f"^{limits.NAME_PATTERN}$"}
+_TIME = {"type": "string", "format": "date-time"}
+_STATES = {"type": "array", "items": {"type": "string", "enum": [state.value for state in State]}}
+_ID = {"type": "string", "format": "uuid", "pattern": "^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$"}
+
+
+def _sized(most: int) -> dict[str, Any]:
+    return {"type": "string", "minLength": 1, "maxLength": most, "pattern": r"^[^\x00-\x1f\x7f]+$"}
+
+
+TYPE = Param("type", _name, "only tasks of this type", _NAMED)
+QUEUE = Param("queue", _name, "only tasks of this queue", _NAMED)
+TAG = Param("tag", _text(limits.TAG_LENGTH), "only tasks with this tag", _sized(limits.TAG_LENGTH))
+AFTER = Param("created_after", _moment, "only tasks created later than this", _TIME)
+BEFORE = Param("created_before", _moment, "only tasks created earlier than this", _TIME)
+SEARCH = Param("q", _text(SEARCH_LENGTH), "looked for in id, type, idempotency key and last error", _sized(SEARCH_LENGTH))
+PAGE = (
+    Param("limit", _integer(*limits.LIST_LIMIT), "tasks a page", _range(*limits.LIST_LIMIT, 20)),
+    Param("offset", _integer(0, MOST_OFFSET), "tasks to skip; slow when large, cursor is not", _range(0, MOST_OFFSET, 0)),
+    Param("cursor", str, "next_cursor of the page before, with the same filters"),
+)
+TASKS = (
+    Param("status", _state, "only tasks in this state; repeat it for several", _STATES, many=True),
+    TYPE,
+    QUEUE,
+    Param("retrying", _boolean, "true: only PENDING tasks that have failed before", {"type": "boolean"}),
+    Param("due", _choice("ready", "delayed"), "only PENDING tasks that are due, or not yet", {"type": "string", "enum": ["ready", "delayed"]}),
+    Param("worker", _uuid, "only tasks that this worker runs", _ID),
+    TAG,
+    AFTER,
+    BEFORE,
+    SEARCH,
+    *PAGE,
+)
+DEAD = (TYPE, QUEUE, TAG, AFTER, BEFORE, SEARCH, *PAGE)
+WAIT = (Param("timeout", _seconds(0, MOST_WAIT), "seconds to wait at most", _range(0, MOST_WAIT, 30, "number")),)
+ID_SCHEMA = _ID
+NAME_SCHEMA = _NAMED

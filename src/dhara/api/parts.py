@@ -1,0 +1,44 @@
+"""The collaborators that endpoints work with, built once by `asgi.create_app`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+from dhara.api.auth import Auth
+from dhara.api.cursors import Cursors
+from dhara.api.figures import Figures
+from dhara.api.health import Health
+from dhara.api.ingest import Ingest, Wakes
+from dhara.api.waiters import Waiters
+from dhara.settings import Settings
+from dhara.store.pool import Pool
+from dhara.store.queues import Queues
+from dhara.store.search import Search
+from dhara.store.stats import Stats
+from dhara.store.tasks import Tasks
+from dhara.store.workers import Workers
+from dhara.telemetry.metrics import LoopLag, Traffic
+
+
+class Parts(Struct, frozen=True, kw_only=True):
+    """What the API is made of."""
+
+    settings: Settings
+    pool: Pool
+    tasks: Tasks
+    queues: Queues
+    workers: Workers
+    search: Search
+    stats: Stats
+    notifier: Wakes | None
+    auth: Auth
+    cursors: Cursors
+    figures: Figures
+    health: Health
+    ingest: Ingest
+    waiters: Waiters
+    traffic: Traffic
+    lag: LoopLag
+    document: dict[str, Any]

@@ -1,0 +1,268 @@
+"""The HTTP surface, as one table. The server's routes, its 405 answers, OpenAPI, the docs page and the tests are made from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+from dhara.api import fleet, health, params, reference, shapes, tasks
+from dhara.api.exchange import Endpoint
+from dhara.api.wire import Param
+
+BASE = "/api/v1"
+PROBE, READ, ENQUEUE, OPERATE, METRICS = "probe", "read", "enqueue", "operate", "metrics"
+
+# Every route may answer these as well.
+ALWAYS = ("internal", "misdirected_host", "unauthorized", "url_too_long", "headers_too_large")
+BODY = ("invalid_json", "body_too_large", "unsupported_media_type", "cross_origin")
+DATABASE = ("unavailable", "schema_error")
+WRITES = (*DATABASE, "cross_origin")
+
+
+class Route(Struct, frozen=True, kw_only=True):
+    """One method on one path. `answers`: status -> shape, or the media type of a text. `scope`: what its caller may do;
+    a `probe` answers without a key."""
+
+    method: str
+    path: str
+    endpoint: Endpoint
+    summary: str
+    tag: str
+    answers: dict[int, Any]
+    scope: str = READ
+    request: Any = None
+    request_required: bool = True
+    query: tuple[Param, ...] = ()
+    errors: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Every path that it answers at."""
+        return (BASE + self.path, *self.aliases)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """The codes that it may answer with."""
+        query = ("invalid_query",)
+        return tuple(dict.fromkeys((*self.errors, *query, *ALWAYS)))
+
+
+TABLE: tuple[Route, ...] = (
+    Route(
+        method="POST",
+        path="/tasks",
+        endpoint=tasks.create,
+        summary="Enqueue a task",
+        tag="tasks",
+        scope=ENQUEUE,
+        request=shapes.NewTaskIn,
+        answers={201: shapes.TaskOut, 200: shapes.TaskOut},
+        errors=(*BODY, "invalid_task", "invalid_string", "payload_too_large", "idempotency_conflict", "overloaded", *DATABASE),
+    ),
+    Route(
+        method="GET",
+        path="/tasks",
+        endpoint=tasks.listing,
+        summary="List tasks, newest first",
+        tag="tasks",
+        query=params.TASKS,
+        answers={200: shapes.TaskList},
+        errors=DATABASE,
+    ),
+    Route(
+        method="POST",
+        path="/tasks/batch",
+        endpoint=tasks.create_batch,
+        summary="Enqueue up to 1,000 tasks, all or none; a body of at most 4 MiB",
+        tag="tasks",
+        scope=ENQUEUE,
+        request=shapes.BatchIn | list[shapes.NewTaskIn],
+        answers={201: list[shapes.BatchedOut]},
+        errors=(*BODY, "invalid_batch", "invalid_string", "idempotency_conflict", *DATABASE),
+    ),
+    Route(
+        method="GET",
+        path="/tasks/{id}",
+        endpoint=tasks.get,
+        summary="One task, with payload and result",
+        tag="tasks",
+        answers={200: shapes.TaskOut},
+        errors=("not_found", *DATABASE),
+    ),
+    Route(
+        method="DELETE",
+        path="/tasks/{id}",
+        endpoint=tasks.cancel,
+        summary="Cancel a task: a PENDING one at once, a RUNNING one by asking its handler",
+        tag="tasks",
+        scope=OPERATE,
+        answers={200: shapes.TaskOut, 202: shapes.TaskOut},
+        errors=("not_found", "wrong_state", *WRITES),
+    ),
+    Route(
+        method="POST",
+        path="/tasks/{id}/retry",
+        endpoint=tasks.retry,
+        summary="Revive a DEAD task, optionally changed",
+        tag="tasks",
+        scope=OPERATE,
+        request=shapes.RetryIn,
+        request_required=False,
+        answers={200: shapes.TaskOut},
+        errors=(*BODY, "invalid_task", "invalid_string", "payload_too_large", "not_found", "wrong_state", *DATABASE),
+    ),
+    Route(
+        method="GET",
+        path="/tasks/{id}/logs",
+        endpoint=tasks.logs,
+        summary="A task's history, oldest first",
+        tag="tasks",
+        answers={200: shapes.LogList},
+        errors=("not_found", *DATABASE),
+    ),
+    Route(
+        method="GET",
+        path="/tasks/{id}/attempts",
+        endpoint=tasks.attempts,
+        summary="A task's executions, oldest first",
+        tag="tasks",
+        answers={200: shapes.AttemptList},
+        errors=("not_found", *DATABASE),
+    ),
+    Route(
+        method="GET",
+        path="/tasks/{id}/wait",
+        endpoint=tasks.wait,
+        summary="Wait until a task is final (200), or until the time is over (202)",
+        tag="tasks",
+        query=params.WAIT,
+        answers={200: shapes.TaskOut, 202: shapes.TaskOut},
+        errors=("not_found", "overloaded", *DATABASE),
+    ),
+    Route(
+        method="GET",
+        path="/dead-letters",
+        endpoint=tasks.dead_letters,
+        summary="List DEAD tasks, newest first",
+        tag="tasks",
+        query=params.DEAD,
+        answers={200: shapes.TaskList},
+        errors=DATABASE,
+    ),
+    Route(
+        method="GET",
+        path="/queues",
+        endpoint=fleet.queues,
+        summary="Every queue with its figures",
+        tag="queues",
+        answers={200: shapes.QueueList},
+        errors=DATABASE,
+    ),
+    Route(
+        method="GET",
+        path="/queues/{name}",
+        endpoint=fleet.queue,
+        summary="One queue with its figures",
+        tag="queues",
+        answers={200: shapes.QueueOut},
+        errors=("not_found", *DATABASE),
+    ),
+    Route(
+        method="POST",
+        path="/queues/{name}/pause",
+        endpoint=fleet.pause,
+        summary="Stop claiming from a queue; what runs goes on",
+        tag="queues",
+        scope=OPERATE,
+        answers={200: shapes.QueueOut},
+        errors=("not_found", *WRITES),
+    ),
+    Route(
+        method="POST",
+        path="/queues/{name}/resume",
+        endpoint=fleet.resume,
+        summary="Start claiming from a queue again",
+        tag="queues",
+        scope=OPERATE,
+        answers={200: shapes.QueueOut},
+        errors=("not_found", *WRITES),
+    ),
+    Route(
+        method="GET",
+        path="/workers",
+        endpoint=fleet.workers,
+        summary="Live and lately lost workers, with what they run",
+        tag="fleet",
+        answers={200: shapes.WorkerList},
+        errors=DATABASE,
+    ),
+    Route(
+        method="GET",
+        path="/stats",
+        endpoint=fleet.stats,
+        summary="Figures for a dashboard, at most a second old",
+        tag="fleet",
+        answers={200: shapes.StatsOut},
+        errors=DATABASE,
+    ),
+    Route(
+        method="GET",
+        path="/livez",
+        endpoint=health.livez,
+        summary="Is the process alive?",
+        tag="health",
+        scope=PROBE,
+        answers={200: shapes.HealthOut},
+        aliases=("/livez",),
+    ),
+    Route(
+        method="GET",
+        path="/readyz",
+        endpoint=health.readyz,
+        summary="Can it serve? Database, schema, workers",
+        tag="health",
+        scope=PROBE,
+        answers={200: shapes.HealthOut, 503: shapes.HealthOut},
+        aliases=("/readyz", BASE + "/health", "/health", "/healthz"),
+    ),
+    Route(
+        method="GET",
+        path="/metrics",
+        endpoint=fleet.metrics,
+        summary="Metrics of the whole fleet, Prometheus text format",
+        tag="health",
+        scope=METRICS,
+        answers={200: "text/plain"},
+        aliases=("/metrics",),
+    ),
+    Route(
+        method="GET",
+        path="/openapi.json",
+        endpoint=reference.openapi,
+        summary="This API, as OpenAPI 3.1",
+        tag="docs",
+        answers={200: dict[str, Any]},
+        aliases=("/openapi.json",),
+    ),
+    Route(
+        method="GET",
+        path="/docs",
+        endpoint=reference.docs,
+        summary="A page to read and try it",
+        tag="docs",
+        answers={200: "text/html"},
+        aliases=("/docs",),
+    ),
+    Route(
+        method="GET",
+        path="/docs/{file}",
+        endpoint=reference.static,
+        summary="What that page needs",
+        tag="docs",
+        answers={200: "*/*"},
+        errors=("not_found",),
+        aliases=("/docs/{file}",),
+    ),
+)

@@ -1,0 +1,193 @@
+"""Serving over HTTP: uvicorn with httptools, bounded against slow and oversized clients, started and stopped by the caller.
+
+uvicorn leaves three things open that are closed here: how long a request may take to arrive, how large its head may be,
+and what a malformed one is answered (a problem, like everything else).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import secrets
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from dhara.api import problems
+from dhara.api.asgi import HEADER_BYTES, SECURITY_HEADERS, URL_BYTES, Api
+from dhara.api.problems import Refused
+from dhara.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+ARRIVAL_SECONDS = 20.0
+KEEP_ALIVE_SECONDS = 75
+MOST_CONNECTIONS = 4_000
+_REASONS = {400: b"Bad Request", 408: b"Request Timeout", 414: b"URI Too Long", 431: b"Request Header Fields Too Large"}
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP protocol with limits on what has not become a request yet."""
+
+    _arrival: asyncio.TimerHandle | None = None
+    _head: int = 0
+    _complete: bool = False
+    _refusal: str = "bad_request"
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._arrived()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._arrival is None and (self.cycle is None or self.cycle.response_complete):
+            self._expect()
+        self._head += len(data)
+        super().data_received(data)
+        if not self._complete and self._head > HEADER_BYTES + URL_BYTES and not self.transport.is_closing():
+            self._refusal = "url_too_long" if not self.headers and len(self.url) > URL_BYTES else "headers_too_large"
+            self.send_400_response("")
+
+    def on_message_begin(self) -> None:
+        self._complete = False
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._complete = True
+        # Only a long read can hold a long head; counting every short one would cost each request.
+        if self._head > URL_BYTES:
+            self._check_head()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._arrived()
+        self._head = 0
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no request, and hang up."""
+        self._arrived()
+        code, self._refusal = self._refusal, "bad_request"
+        request_id = secrets.token_hex(8)
+        refused = Refused(code, "this is not a request that the server understands" if code == "bad_request" else problems.PROBLEMS[code][1])
+        reply = problems.reply(refused, request_id)
+        head = [b"HTTP/1.1 %d %s" % (reply.status, _REASONS[reply.status]), b"content-type: " + reply.content_type]
+        head += [b"content-length: %d" % len(reply.body), b"connection: close", b"x-request-id: " + request_id.encode()]
+        head += [key + b": " + value for key, value in SECURITY_HEADERS]
+        self.transport.write(b"\r\n".join(head) + b"\r\n\r\n" + reply.body)
+        self.transport.close()
+
+    def _check_head(self) -> None:
+        size = sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if len(self.url) > URL_BYTES or size > HEADER_BYTES:
+            self._refusal = "url_too_long" if len(self.url) > URL_BYTES else "headers_too_large"
+            raise ValueError(self._refusal)
+
+    def _expect(self) -> None:
+        self._arrival = self.loop.call_later(ARRIVAL_SECONDS, self._too_slow)
+
+    def _arrived(self) -> None:
+        if self._arrival is not None:
+            self._arrival.cancel()
+            self._arrival = None
+
+    def _too_slow(self) -> None:
+        self._arrival = None
+        if self.transport.is_closing():
+            return
+        if self._complete or self._head == 0:
+            # Its head is with the application already, or nothing came at all: there is nobody to answer.
+            self.transport.close()
+        else:
+            self._refusal = "request_timeout"
+            self.send_400_response("")
+
+
+class Server(uvicorn.Server):
+    """uvicorn, without its signal handlers: starting and stopping are the caller's."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_started()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket's beginning. Raises `ConfigError` when the address cannot be had."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        bound = socket.socket(family, kind, proto)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+            bound.setblocking(False)
+        except OSError:
+            bound.close()
+            raise
+    except OSError as error:
+        hint = "; another program has it, choose another DHARA_PORT" if error.errno == errno.EADDRINUSE else ""
+        raise ConfigError(f"cannot bind {host}:{port}: {error.strerror or error}{hint}") from None
+    return bound
+
+
+async def serve(
+    app: Api | Any,
+    *,
+    host: str,
+    port: int,
+    stop: asyncio.Event,
+    on_started: Callable[[str, int], None] = lambda host, port: None,
+    grace: float = 10.0,
+) -> None:
+    """Serve `app` until `stop` is set; then no new connection, and `grace` seconds for what is under way.
+
+    `on_started` learns the real address, also with port 0. Raises `ConfigError` when it cannot bind.
+    """
+    bound = bind(host, port)
+    config = uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        lifespan="on",
+        loop="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=2_048,
+        limit_concurrency=MOST_CONNECTIONS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=max(1, round(grace)),
+    )
+    address = bound.getsockname()
+    server = Server(config, lambda: on_started(address[0], address[1]))
+    stopper = asyncio.create_task(_stop(server, app, stop))
+    try:
+        await server.serve([bound])
+    finally:
+        stopper.cancel()
+        bound.close()
+
+
+async def _stop(server: Server, app: Any, stop: asyncio.Event) -> None:
+    await stop.wait()
+    server.should_exit = True
+    drain = getattr(app, "drain", None)
+    if drain is not None:
+        drain()

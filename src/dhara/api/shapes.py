@@ -1,0 +1,326 @@
+"""The shapes of answers and requests: what clients read and write, and what OpenAPI says.
+
+Absent optional values are left out. `Any` stands for JSON that passes through as bytes: payloads, results, errors and
+progress are given back exactly as they came.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+
+from dhara.domain import limits
+from dhara.domain.lifecycle import State
+from dhara.domain.task import Attempt, LogEntry, Task
+from dhara.store.queues import Queue
+from dhara.store.workers import RunningTask, WorkerRow
+
+Name = Annotated[str, Meta(pattern=f"^{limits.NAME_PATTERN}$", description=limits.NAME_HINT)]
+Key = Annotated[str, Meta(min_length=1, max_length=limits.IDEMPOTENCY_KEY_LENGTH)]
+Priority = Annotated[int, Meta(ge=limits.PRIORITY[0], le=limits.PRIORITY[1], description="Higher first.")]
+Json = Annotated[Any, Meta(description=f"Any JSON, at most {limits.PAYLOAD_BYTES // 1024} KiB, kept byte for byte.")]
+Moment = Annotated[datetime, Meta(tz=True)]
+
+
+class NewTaskIn(Struct, kw_only=True, forbid_unknown_fields=True):
+    """A task to enqueue."""
+
+    type: Name
+    payload: Json = {}
+    queue: Name = "default"
+    priority: Priority = 0
+    max_retries: Annotated[int, Meta(ge=limits.MAX_RETRIES[0], le=limits.MAX_RETRIES[1])] = 5
+    run_at: Annotated[datetime, Meta(tz=True, description="Not before; excludes delay. At most 365 days ahead.")] = msgspec.UNSET  # type: ignore[assignment]
+    delay: Annotated[float, Meta(ge=limits.DELAY_SECONDS[0], le=limits.DELAY_SECONDS[1], description="Seconds from now.")] = msgspec.UNSET  # type: ignore[assignment]
+    idempotency_key: Key = msgspec.UNSET  # type: ignore[assignment]
+    timeout: Annotated[float, Meta(ge=limits.TIMEOUT_SECONDS[0], le=limits.TIMEOUT_SECONDS[1], description="Seconds an attempt may take.")] = msgspec.UNSET  # type: ignore[assignment]
+    expires_at: Annotated[datetime, Meta(tz=True, description="If it has not started by then, it becomes DEAD.")] = msgspec.UNSET  # type: ignore[assignment]
+    tags: Annotated[list[Annotated[str, Meta(min_length=1, max_length=limits.TAG_LENGTH)]], Meta(max_length=limits.TAGS)] = msgspec.UNSET  # type: ignore[assignment]
+    concurrency_key: Key = msgspec.UNSET  # type: ignore[assignment]
+    traceparent: Annotated[str, Meta(pattern=f"^{limits.TRACEPARENT.pattern}$")] = msgspec.UNSET  # type: ignore[assignment]
+
+
+class BatchIn(Struct, forbid_unknown_fields=True):
+    """Tasks to enqueue, all or none."""
+
+    tasks: Annotated[list[NewTaskIn], Meta(min_length=limits.BATCH[0], max_length=limits.BATCH[1])]
+
+
+class RetryIn(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What to change of a DEAD task that is revived."""
+
+    queue: Name = msgspec.UNSET  # type: ignore[assignment]
+    priority: Priority = msgspec.UNSET  # type: ignore[assignment]
+    payload: Json = msgspec.UNSET
+    run_at: Moment = msgspec.UNSET  # type: ignore[assignment]
+
+
+class TaskRow(Struct, kw_only=True, omit_defaults=True, frozen=True):
+    """A task as lists show it: without payload and result."""
+
+    id: UUID
+    type: str
+    queue: str
+    status: State
+    priority: int
+    attempts: int
+    max_retries: int
+    failures: int
+    crashes: int
+    snoozes: int
+    generation: int
+    run_at: Moment
+    created_at: Moment
+    updated_at: Moment
+    started_at: Moment | None = None
+    completed_at: Moment | None = None
+    cancel_requested_at: Moment | None = None
+    expires_at: Moment | None = None
+    timeout: float | None = None
+    idempotency_key: str | None = None
+    concurrency_key: str | None = None
+    traceparent: str | None = None
+    locked_by: Annotated[UUID | None, Meta(description="The worker that runs it.")] = None
+    reason: Annotated[str | None, Meta(description="Why it is DEAD or CANCELED.")] = None
+    fingerprint: str | None = None
+    last_error: str | None = None
+    tags: list[str] | None = None
+
+
+class TaskOut(TaskRow, kw_only=True, omit_defaults=True, frozen=True):
+    """A task, whole."""
+
+    payload: Annotated[Any, Meta(description="As it came, byte for byte.")]
+    result: Annotated[Any, Meta(description="What the handler returned.")] = None
+    progress: Any = None
+
+
+class BatchedOut(TaskOut, kw_only=True, omit_defaults=True, frozen=True):
+    """A task of a batch; `created` is false where it stood already under its idempotency key."""
+
+    created: bool
+
+
+class TaskList(Struct, kw_only=True, omit_defaults=True):
+    """A page of tasks, newest first. `total` is exact unless `total_is_estimate`: then at least that many match."""
+
+    tasks: list[TaskRow]
+    limit: int
+    offset: Annotated[int, Meta(ge=0)]
+    total: int
+    total_is_estimate: bool
+    next_cursor: str | None = None
+
+
+class LogOut(Struct, kw_only=True, omit_defaults=True):
+    """One change of state, or a note."""
+
+    seq: int
+    event: str
+    at: Moment
+    generation: int
+    attempt: int
+    from_state: str | None = None
+    to_state: str | None = None
+    worker_id: UUID | None = None
+    lease: UUID | None = None
+    reason: str | None = None
+
+
+class LogList(Struct):
+    """A task's history, oldest first."""
+
+    logs: list[LogOut]
+
+
+class AttemptOut(Struct, kw_only=True, omit_defaults=True):
+    """One execution; outcome and ended_at are absent while it runs."""
+
+    attempt: int
+    generation: int
+    started_at: Moment
+    worker_id: UUID | None = None
+    lease: UUID | None = None
+    ended_at: Moment | None = None
+    outcome: str | None = None
+    reason: str | None = None
+    error: Annotated[Any, Meta(description="The exception: type, message, traceback.")] = None
+    logs: Annotated[Any, Meta(description="What the handler logged.")] = None
+
+
+class AttemptList(Struct):
+    """A task's executions, oldest first."""
+
+    attempts: list[AttemptOut]
+
+
+class QueueOut(Struct, kw_only=True, omit_defaults=True):
+    """A queue and its figures. Rates are per second, over the last minute; absent until two looks have been taken."""
+
+    name: str
+    depth: Annotated[int, Meta(description="All PENDING.")]
+    ready: Annotated[int, Meta(description="PENDING and due; counted up to 10,000, see ready_is_estimate.")]
+    ready_is_estimate: bool
+    delayed: int
+    running: int
+    dead: int
+    enqueued_total: int
+    completed_total: int
+    paused: bool
+    oldest_ready_age: Annotated[float | None, Meta(description="Seconds.")] = None
+    rate_in: float | None = None
+    rate_out: float | None = None
+    paused_at: Moment | None = None
+    paused_by: str | None = None
+
+
+class QueueList(Struct):
+    """Every queue, by name."""
+
+    queues: list[QueueOut]
+
+
+class RunningOut(Struct):
+    """A task that a worker runs."""
+
+    id: UUID
+    type: str
+    queue: str
+    attempt: int
+    started_at: Moment
+
+
+class WorkerOut(Struct, kw_only=True, omit_defaults=True):
+    """A worker. `state` is live, draining, stopped or lost; `beat_age` is seconds."""
+
+    id: UUID
+    host: str
+    pid: int
+    version: str
+    types: list[str]
+    queues: Annotated[Any, Meta(description="Queue name -> slots; * stands for all queues.")]
+    slots: int
+    running: int
+    state: str
+    started_at: Moment
+    beat_at: Moment
+    beat_age: float
+    tasks: list[RunningOut]
+    stopped_at: Moment | None = None
+
+
+class WorkerList(Struct):
+    """Live and lately lost workers."""
+
+    workers: list[WorkerOut]
+
+
+class PendingOut(Struct):
+    """PENDING tasks."""
+
+    ready: int
+    delayed: int
+
+
+class FleetOut(Struct):
+    """All live workers. `beat_age` is the oldest last beat's age in seconds."""
+
+    workers: int
+    slots: int
+    running: int
+    beat_age: float
+
+
+class StatsOut(Struct):
+    """Figures for a dashboard. `totals` count since the beginning."""
+
+    by_status: dict[str, int]
+    pending: PendingOut
+    totals: dict[str, int]
+    fleet: FleetOut
+    queues: int
+
+
+class CheckOut(Struct, omit_defaults=True):
+    """One check of readiness."""
+
+    status: Literal["ok", "failed", "none", "unknown"]
+    latency_ms: float | None = None
+    detail: str | None = None
+    count: int | None = None
+
+
+class HealthOut(Struct, omit_defaults=True, kw_only=True):
+    """Whether the server lives or is ready; without a key (where keys are set) the status alone."""
+
+    status: Literal["ok", "unavailable"]
+    uptime_s: float | None = None
+    checks: dict[str, CheckOut] | None = None
+
+
+def raw(text: str | None) -> Raw | None:
+    """JSON text that goes into an answer as it is."""
+    return None if text is None else Raw(text.encode())
+
+
+_ROW_FIELDS = tuple(field for field in TaskRow.__struct_fields__ if field not in ("locked_by", "tags"))
+
+
+def _shown(task: Task) -> dict[str, Any]:
+    values = {field: getattr(task, field) for field in _ROW_FIELDS}
+    values["tags"] = list(task.tags) or None
+    values["locked_by"] = task.locked_by if task.status is State.RUNNING else None
+    return values
+
+
+def task_row(task: Task) -> TaskRow:
+    return TaskRow(**_shown(task))
+
+
+def task_out(task: Task) -> TaskOut:
+    return TaskOut(**_shown(task), payload=raw(task.payload), result=raw(task.result), progress=raw(task.progress))
+
+
+def batched_out(task: Task, created: bool) -> BatchedOut:
+    return BatchedOut(
+        **_shown(task), payload=raw(task.payload), result=raw(task.result), progress=raw(task.progress), created=created
+    )
+
+
+def log_out(entry: LogEntry) -> LogOut:
+    return LogOut(**{field: getattr(entry, field) for field in LogOut.__struct_fields__})
+
+
+def attempt_out(attempt: Attempt) -> AttemptOut:
+    values = {field: getattr(attempt, field) for field in AttemptOut.__struct_fields__}
+    return AttemptOut(**values | {"error": raw(attempt.error), "logs": raw(attempt.logs)})
+
+
+def queue_out(queue: Queue, rates: tuple[float, float] | None) -> QueueOut:
+    return QueueOut(
+        name=queue.name,
+        depth=queue.depth,
+        ready=queue.ready,
+        ready_is_estimate=queue.ready_capped,
+        delayed=queue.delayed,
+        running=queue.running,
+        dead=queue.dead,
+        enqueued_total=queue.enqueued,
+        completed_total=queue.completed,
+        paused=queue.paused_at is not None,
+        oldest_ready_age=queue.oldest_ready_age,
+        rate_in=rates[0] if rates else None,
+        rate_out=rates[1] if rates else None,
+        paused_at=queue.paused_at,
+        paused_by=queue.paused_by,
+    )
+
+
+def worker_out(worker: WorkerRow, running: list[RunningTask]) -> WorkerOut:
+    values = {field: getattr(worker, field) for field in WorkerOut.__struct_fields__ if field != "tasks"}
+    tasks = [RunningOut(r.id, r.type, r.queue, r.attempt, r.started_at) for r in running if r.worker == worker.id]
+    return WorkerOut(**values | {"queues": raw(worker.queues)}, tasks=tasks)

@@ -1,0 +1,115 @@
+"""Strict JSON: what RFC 8259 allows and PostgreSQL can keep, nothing else, and exactly so.
+
+Python's C scanner checks the grammar, duplicate keys and number ranges in one pass. What it cannot see (depth, long
+numbers, unstorable characters) is looked for only when a cheap sign says that it could be there: the sign may be
+wrong, the check that follows it is exact.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Any
+
+from dhara.api.problems import Refused
+from dhara.domain import limits
+from dhara.domain.validate import text_problem
+
+NUMBER_DIGITS = 1_000
+EXPONENT = 400
+
+_SUSPECT = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
+_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
+_NO_BRACKET = re.compile(r"[^\[\]{}]+")
+_LONG_NUMBER = re.compile(r"[0-9]{%d}" % (NUMBER_DIGITS + 1))
+_STEP = {"[": 1, "{": 1, "]": -1, "}": -1}
+
+
+def parse(body: bytes, levels: int = limits.JSON_DEPTH) -> Any:
+    """The value of `body`, whose arrays and objects may nest `levels` deep.
+
+    Raises `Refused`: `invalid_json` (400) or, for characters that cannot be stored, `invalid_string` (422).
+    """
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _invalid(f"the body is not UTF-8: {error.reason} at byte {error.start}") from None
+    if not text:
+        raise _invalid("the body is empty")
+    try:
+        value = _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        raise _invalid(f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+    except RecursionError:
+        raise _too_deep(levels) from None
+    except ValueError:
+        raise _invalid(f"a number has more than {NUMBER_DIGITS:,} digits") from None
+    if text.count("[") + text.count("{") > levels and _depth(text) > levels:
+        raise _too_deep(levels)
+    if len(text) > NUMBER_DIGITS and _LONG_NUMBER.search(text) and _LONG_NUMBER.search(_STRING.sub("", text)):
+        raise _invalid(f"a number has more than {NUMBER_DIGITS:,} digits")
+    if _SUSPECT.search(text):
+        _refuse_unstorable(value)
+    return value
+
+
+def _invalid(detail: str) -> Refused:
+    return Refused("invalid_json", detail)
+
+
+def _too_deep(levels: int) -> Refused:
+    return _invalid(f"the body is nested deeper than {levels} levels")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _invalid("an object has the same key twice")
+    return found
+
+
+def _number(text: str) -> float:
+    """A fraction or exponent, if a double holds it; beyond that PostgreSQL could not compare it either."""
+    value = float(text)
+    exponent = text.lower().partition("e")[2]
+    if math.isinf(value) or (exponent and (len(exponent) > 5 or abs(int(exponent)) > EXPONENT)):
+        raise _invalid(f"the number {text[:40]} is out of range")
+    return value
+
+
+def _constant(text: str) -> Any:
+    raise _invalid(f"{text} is not JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_number, parse_constant=_constant)
+
+
+def _depth(text: str) -> int:
+    """How deep valid JSON nests."""
+    brackets = _NO_BRACKET.sub("", _STRING.sub("", text))
+    return max(accumulate(map(_STEP.__getitem__, brackets)), default=0)
+
+
+def _refuse_unstorable(value: Any) -> None:
+    for path, text in _strings(value):
+        if problem := text_problem(text):
+            raise Refused("invalid_string", f"a text of the body {problem}", errors=((path or "body", problem),))
+
+
+def _strings(value: Any) -> Iterator[tuple[str, str]]:
+    """Every key and text in `value`, with its path."""
+    stack: list[tuple[str, Any]] = [("", value)]
+    while stack:
+        path, item = stack.pop()
+        if isinstance(item, str):
+            yield path, item
+        elif isinstance(item, list):
+            stack.extend((f"{path}[{i}]", part) for i, part in enumerate(item))
+        elif isinstance(item, dict):
+            for key, part in item.items():
+                if text_problem(key):
+                    yield path, key
+                stack.append((f"{path}.{key}" if path else key, part))

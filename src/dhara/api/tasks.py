@@ -1,0 +1,137 @@
+"""Endpoints of tasks: enqueue, list, read, cancel, retry, wait."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from uuid import UUID
+
+from dhara.api import wire
+from dhara.api.exchange import Reply, Request, json_reply
+from dhara.api.problems import Refused, not_found
+from dhara.api.shapes import (
+    AttemptList,
+    LogList,
+    TaskList,
+    attempt_out,
+    batched_out,
+    log_out,
+    task_out,
+    task_row,
+)
+from dhara.domain.lifecycle import FINAL, State
+from dhara.domain.task import Task
+from dhara.errors import WrongState
+from dhara.store.search import Filter
+
+DEFAULT_LIMIT = 20
+DEFAULT_WAIT = 30.0
+
+_ID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
+
+
+async def create(request: Request) -> Reply:
+    task = await wire.created_task(request)
+    done = await request.parts.ingest.enqueue(task)
+    headers = ((b"location", f"/api/v1/tasks/{done.task.id}".encode()),)
+    if done.created:
+        return json_reply(task_out(done.task), 201, headers)
+    return json_reply(task_out(done.task), 200, (*headers, (b"idempotency-replayed", b"true")))
+
+
+async def create_batch(request: Request) -> Reply:
+    tasks = await wire.batch(request)
+    done = await request.parts.ingest.enqueue_all(tasks)
+    return json_reply([batched_out(one.task, one.created) for one in done], 201)
+
+
+async def listing(request: Request) -> Reply:
+    return await page(request, _filter(request.query))
+
+
+async def page(request: Request, wanted: Filter) -> Reply:
+    """One page of `wanted`, by `limit` and `offset` or `cursor` of the query."""
+    limit = request.query.get("limit", DEFAULT_LIMIT)
+    offset = request.query.get("offset", 0)
+    cursor = request.query.get("cursor")
+    if cursor is not None and "offset" in request.query:
+        raise Refused("invalid_query", "give offset or cursor, not both", errors=(("cursor", "excludes offset"),))
+    cursors = request.parts.cursors
+    after = await cursors.read(wanted, cursor) if cursor is not None else None
+    found = await request.parts.search.page(wanted, limit=limit, offset=offset, after=after)
+    return json_reply(
+        TaskList(
+            tasks=[task_row(task) for task in found.tasks],
+            limit=limit,
+            offset=offset,
+            total=found.total,
+            total_is_estimate=found.total_is_estimate,
+            next_cursor=await cursors.make(wanted, found.next) if found.next else None,
+        )
+    )
+
+
+async def get(request: Request) -> Reply:
+    return json_reply(task_out(await _task(request)))
+
+
+async def cancel(request: Request) -> Reply:
+    id = _id(request)
+    canceling = await request.parts.tasks.request_cancel(id)
+    if canceling.found in (State.COMPLETED, State.DEAD):
+        raise WrongState(canceling.found.value, "only PENDING and RUNNING tasks can be canceled")
+    if canceling.worker is not None and request.parts.notifier is not None:
+        request.parts.notifier.cancel(canceling.worker)
+    return json_reply(task_out(await _task(request)), 202 if canceling.found is State.RUNNING else 200)
+
+
+async def retry(request: Request) -> Reply:
+    id = _id(request)
+    change = await wire.change(request)
+    parts = request.parts
+    await parts.tasks.revive(
+        id, queue=change.queue, priority=change.priority, payload=change.payload, run_at=change.run_at
+    )
+    task = await _task(request)
+    if parts.notifier is not None and change.run_at is None:
+        parts.notifier.wake(task.queue)
+    return json_reply(task_out(task))
+
+
+async def logs(request: Request) -> Reply:
+    return json_reply(LogList([log_out(entry) for entry in await request.parts.tasks.logs(_id(request))]))
+
+
+async def attempts(request: Request) -> Reply:
+    task = await _task(request)
+    return json_reply(AttemptList([attempt_out(one) for one in await request.parts.tasks.attempts(task.id)]))
+
+
+async def wait(request: Request) -> Reply:
+    task = await _task(request)
+    if task.status not in FINAL:
+        await request.parts.waiters.wait(task.id, request.query.get("timeout", DEFAULT_WAIT), request.receive)
+        task = await _task(request)
+    return json_reply(task_out(task), 200 if task.status in FINAL else 202)
+
+
+async def dead_letters(request: Request) -> Reply:
+    return await page(request, _filter(request.query | {"status": [State.DEAD]}))
+
+
+def _id(request: Request) -> UUID:
+    """The id in the path. Another spelling of a UUID is as unknown as an unknown id."""
+    text = request.path["id"]
+    if not _ID.fullmatch(text):
+        raise not_found()
+    return UUID(text)
+
+
+async def _task(request: Request) -> Task:
+    return await request.parts.tasks.get(_id(request))
+
+
+def _filter(query: Any) -> Filter:
+    fields = {name: query[name] for name in Filter.__struct_fields__ if name in query}
+    fields["status"] = tuple(sorted(set(query.get("status", ()))))
+    return Filter(**fields)

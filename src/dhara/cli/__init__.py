@@ -1,0 +1,1 @@
+"""The command line: thin, over the same store and library that everything else uses."""

@@ -1,0 +1,162 @@
+"""`dhara queues` and `dhara workers`."""
+
+from __future__ import annotations
+
+import getpass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dhara.cli.console import Command, Console, Group
+
+if TYPE_CHECKING:
+    from dhara.store.pool import Pool
+    from dhara.store.queues import Queue
+
+
+@click.group(cls=Group)
+def queues() -> None:
+    """List, look at, pause and resume queues."""
+
+
+@queues.command("list", examples="dhara queues list\ndhara queues list --json | jq '.queues[].name'")
+@click.pass_obj
+def list_queues(console: Console) -> None:
+    """Every queue, with its figures."""
+    from dhara.api.shapes import queue_out
+    from dhara.cli.tables import span, table
+
+    found: list[Queue] = _on_queues(console, lambda queues: queues.list())
+    if console.json:
+        console.answer({"queues": [queue_out(queue, None) for queue in found]})
+        return
+    rows = [
+        (
+            q.name,
+            "paused" if q.paused_at else "open",
+            f"{q.ready}{'+' if q.ready_capped else ''}",
+            q.delayed,
+            q.running,
+            q.dead,
+            q.completed,
+            "" if q.oldest_ready_age is None else span(q.oldest_ready_age),
+        )
+        for q in found
+    ]
+    head = ("QUEUE", "STATE", "READY", "DELAYED", "RUNNING", "DEAD", "COMPLETED", "OLDEST READY")
+    console.print(table(head, rows, fancy=console.fancy) if rows else "no queue has held a task yet")
+
+
+@queues.command("get", examples="dhara queues get mail")
+@click.argument("name")
+@click.pass_obj
+def get(console: Console, name: str) -> None:
+    """One queue's figures."""
+    _show(console, name, _on_queues(console, lambda queues: queues.get(name)))
+
+
+@queues.command("pause", examples="dhara queues pause mail")
+@click.argument("name")
+@click.pass_obj
+def pause(console: Console, name: str) -> None:
+    """Stop claiming from a queue; what runs goes on."""
+    by = _user()
+
+    async def work(queues: Any) -> Any:
+        await queues.pause(_name(name), by)
+        return await queues.get(name)
+
+    _show(console, name, _on_queues(console, work))
+
+
+@queues.command("resume", examples="dhara queues resume mail")
+@click.argument("name")
+@click.pass_obj
+def resume(console: Console, name: str) -> None:
+    """Start claiming from a queue again."""
+
+    async def work(queues: Any) -> Any:
+        await queues.resume(_name(name))
+        return await queues.get(name)
+
+    _show(console, name, _on_queues(console, work, wake=name))
+
+
+@click.command("workers", cls=Command, examples="dhara workers\ndhara workers --json | jq '.workers[] | select(.state == \"live\")'")
+@click.pass_obj
+def workers(console: Console) -> None:
+    """List live and lately lost workers."""
+    from dhara.api.shapes import worker_out
+    from dhara.cli.database import with_pool
+    from dhara.cli.tables import ago, span, table
+    from dhara.store.workers import RunningTask, WorkerRow, Workers
+
+    async def work(pool: Pool) -> tuple[list[WorkerRow], list[RunningTask]]:
+        store = Workers(pool, pool.settings.schema)
+        rows = await store.list()
+        return rows, await store.running([row.id for row in rows])
+
+    found, running = with_pool(console, work)
+    if console.json:
+        console.answer({"workers": [worker_out(row, running) for row in found]})
+        return
+    rows = [
+        (str(w.id), w.state, f"{w.host}:{w.pid}", f"{w.running}/{w.slots}", span(w.beat_age), ago(w.started_at), ", ".join(w.types))
+        for w in found
+    ]
+    head = ("WORKER", "STATE", "HOST:PID", "RUNNING", "BEAT AGE", "STARTED", "TYPES")
+    console.print(table(head, rows, fancy=console.fancy) if rows else "no worker; start one with `dhara worker MODULE`")
+
+
+def _on_queues(console: Console, work: Any, wake: str | None = None) -> Any:
+    from dhara.cli.database import with_pool
+    from dhara.store.queues import Queues
+    from dhara.store.wakeup import Notifier
+
+    async def inner(pool: Pool) -> Any:
+        answer = await work(Queues(pool, pool.settings.schema))
+        if wake is not None:
+            notifier = Notifier(pool, pool.settings.schema)
+            notifier.wake(wake)
+            await notifier.close()
+        return answer
+
+    return with_pool(console, inner)
+
+
+def _show(console: Console, name: str, queue: Queue) -> None:
+    from dhara.api.shapes import queue_out
+    from dhara.cli.tables import pairs, span, when
+
+    if console.json:
+        console.answer(queue_out(queue, None))
+        return
+    age = None if queue.oldest_ready_age is None else span(queue.oldest_ready_age)
+    values = [
+        ("queue", queue.name),
+        ("state", f"paused by {queue.paused_by} at {when(queue.paused_at)}" if queue.paused_at else "open"),
+        ("ready", f"{queue.ready}{'+' if queue.ready_capped else ''}"),
+        ("oldest ready", age),
+        ("delayed", queue.delayed),
+        ("running", queue.running),
+        ("dead", queue.dead),
+        ("enqueued", queue.enqueued),
+        ("completed", queue.completed),
+    ]
+    console.print(pairs(values, fancy=console.fancy))
+
+
+def _name(name: str) -> str:
+    from dhara.domain import limits
+    from dhara.errors import InvalidTask
+
+    if not limits.NAME.fullmatch(name):
+        raise InvalidTask([("queue", limits.NAME_HINT)])
+    return name
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "dhara queues pause"

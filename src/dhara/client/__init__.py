@@ -1,0 +1,8 @@
+"""The library: enqueue tasks, ask after them, wait for their results. `AsyncClient`, and `Client` for code without a loop."""
+
+from __future__ import annotations
+
+from dhara.client.asynchronous import AsyncClient, Handle
+from dhara.client.synchronous import Client, SyncHandle
+
+__all__ = ["AsyncClient", "Client", "Handle", "SyncHandle"]

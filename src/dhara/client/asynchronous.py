@@ -1,0 +1,249 @@
+"""`AsyncClient`: enqueue, ask, wait; and `Handle`, the task as its enqueuer holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, Self, Unpack
+from uuid import UUID
+
+import msgspec
+
+from dhara.client import tx
+from dhara.client.backend import Backend, PostgresBackend
+from dhara.client.calls import Item, Options, build, build_many
+from dhara.client.results import Poller
+from dhara.domain import limits
+from dhara.domain.lifecycle import FINAL, State
+from dhara.domain.task import Attempt, Call, LogEntry, Task
+from dhara.errors import ConfigError, NotFound, TaskFailed
+from dhara.store.pool import DatabaseSettings
+from dhara.store.search import Filter, Page
+
+
+class Handle:
+    """A task that was enqueued. `created` is False if it stood already under its idempotency key."""
+
+    def __init__(self, client: AsyncClient, id: UUID, created: bool) -> None:
+        self._client = client
+        self.id = id
+        self.created = created
+
+    def __repr__(self) -> str:
+        return f"<Handle {self.id}{'' if self.created else ' (stood already)'}>"
+
+    async def status(self) -> State:
+        """The task's state now. Raises `NotFound`."""
+        return (await self._client.get(self.id)).status
+
+    async def result(self, timeout: float = 30) -> Any:
+        """What the handler returned. Waits at most `timeout` seconds.
+
+        Raises `TaskFailed` if the task ended DEAD or CANCELED, `TimeoutError` if it is not final in time.
+        """
+        return result_of(await self._client.wait(self.id, timeout))
+
+    async def cancel(self) -> State:
+        """Cancel the task; answers the state it was found in. A RUNNING one is asked to stop."""
+        return await self._client.cancel(self.id)
+
+
+class AsyncClient:
+    """A client on PostgreSQL, for asyncio. Use it with `async with`, or `open` and `close` it.
+
+    `dsn` is postgresql://...; times are seconds. `pooler=True` behind a transaction pooler such as PgBouncer.
+    `patience` is how long a call goes on trying when connections are lost. Enqueues are safe to repeat by nature:
+    each task bears its id before it travels.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        schema: str = "dhara",
+        pool_min: int = 1,
+        pool_max: int = 8,
+        connect_timeout: float = 5.0,
+        command_timeout: float = 15.0,
+        patience: float = 10.0,
+        pooler: bool = False,
+        wakeups: bool = True,
+    ) -> None:
+        settings = DatabaseSettings(
+            dsn=_postgres(dsn),
+            schema=schema,
+            pool_min=pool_min,
+            pool_max=pool_max,
+            connect_timeout=connect_timeout,
+            command_timeout=command_timeout,
+            prepared=not pooler,
+        )
+        self.schema = schema
+        self._backend: Backend = PostgresBackend(settings, wakeups=wakeups, patience=patience)
+        self._poller = Poller(self._backend)
+
+    async def open(self) -> Self:
+        """Connect. Raises `Unavailable` or `ConfigError`, one line each."""
+        await self._backend.open()
+        return self
+
+    async def close(self) -> None:
+        """Finish the enqueues under way and disconnect. Whoever waits for a result is canceled."""
+        await self._poller.close()
+        await self._backend.close()
+
+    async def check(self) -> None:
+        """Raise `SchemaError` unless the database's schema is exactly what this version needs."""
+        await self._backend.check()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def enqueue(self, call: Call | str, payload: Any = None, **options: Unpack[Options]) -> Handle:
+        """Enqueue a handler's call, or a task type with a payload; durable when it returns.
+
+        Concurrent enqueues share a statement and a commit. Raises `InvalidTask`, `IdempotencyConflict`,
+        `Unavailable` (then the task may or may not be there: repeat it with an idempotency key).
+        """
+        done = await self._backend.enqueue(build(call, payload, options))
+        return Handle(self, done.task.id, done.created)
+
+    async def enqueue_many(self, items: Iterable[Item], **options: Unpack[Options]) -> list[Handle]:
+        """Enqueue many, all or none, in one transaction; answers in order.
+
+        An item is a handler's call or a mapping of task fields (`{"type": ..., "payload": ..., "priority": ...}`);
+        `options` hold for all of them. Raises `InvalidBatch` or `IdempotencyConflict` with the index of the bad one.
+        """
+        new = build_many(items, options)
+        return [Handle(self, done.task.id, done.created) for done in await self._backend.enqueue_many(new)]
+
+    async def enqueue_tx(
+        self, connection: Any, call: Call | str, payload: Any = None, **options: Unpack[Options]
+    ) -> Handle:
+        """Enqueue in the transaction of an async connection or session: the task exists if and only if that commits.
+
+        Takes asyncpg and psycopg connections, SQLAlchemy's async connections and sessions. Raises as `enqueue` does;
+        an `IdempotencyConflict` spoils the transaction as any database error.
+        """
+        rows = await tx.enqueue_async(connection, [build(call, payload, options)], self.schema)
+        return Handle(self, *rows[0])
+
+    async def enqueue_many_tx(
+        self, connection: Any, items: Iterable[Item], **options: Unpack[Options]
+    ) -> list[Handle]:
+        """As `enqueue_tx`, for many, in one statement."""
+        rows = await tx.enqueue_async(connection, build_many(items, options), self.schema)
+        return [Handle(self, *row) for row in rows]
+
+    def handle(self, id: UUID | str) -> Handle:
+        """A handle of a task by its id, such as one that another process enqueued. Asks nothing of the database."""
+        return Handle(self, _id(id), False)
+
+    async def get(self, id: UUID | str) -> Task:
+        """One task. Raises `NotFound`."""
+        return await self._backend.get(_id(id))
+
+    async def wait(self, id: UUID | str, timeout: float = 30) -> Task:
+        """The task once it is final. Raises `TimeoutError` after `timeout` seconds."""
+        known = _id(id)
+        if (task := await self._poller.wait(known, timeout)) is not None:
+            return task
+        try:
+            task = await self._backend.get(known)
+        except NotFound:
+            raise TimeoutError(f"there is no task {known} after {timeout:g} s; was its transaction committed?") from None
+        if task.status in FINAL:
+            return task
+        raise TimeoutError(f"task {known} is still {task.status} after {timeout:g} s")
+
+    async def cancel(self, id: UUID | str, reason: str = "canceled by a client") -> State:
+        """Cancel a PENDING task, ask a RUNNING one to stop; answers the state it was found in. Raises `NotFound`."""
+        return await self._backend.cancel(_id(id), reason)
+
+    async def retry(
+        self,
+        id: UUID | str,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        payload: Any = None,
+        run_at: datetime | None = None,
+    ) -> Task:
+        """Revive a DEAD task, optionally changed. Raises `NotFound`, `WrongState`, `InvalidTask`."""
+        known = _id(id)
+        options: Options = {"queue": queue, "priority": priority, "run_at": run_at}
+        checked = build("revive", payload, options)
+        text = None if payload is None else checked.payload
+        await self._backend.revive(known, queue, priority, text, checked.run_at)
+        return await self._backend.get(known)
+
+    async def logs(self, id: UUID | str) -> list[LogEntry]:
+        """A task's history, oldest first. Raises `NotFound`."""
+        return await self._backend.logs(_id(id))
+
+    async def attempts(self, id: UUID | str) -> list[Attempt]:
+        """A task's executions, oldest first."""
+        return await self._backend.attempts(_id(id))
+
+    async def list(
+        self,
+        *,
+        status: State | str | Sequence[State | str] = (),
+        type: str | None = None,
+        queue: str | None = None,
+        retrying: bool = False,
+        due: str | None = None,
+        worker: UUID | None = None,
+        tag: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        q: str | None = None,
+        limit: int = 20,
+        offset: int = 0,
+        after: UUID | None = None,
+    ) -> Page:
+        """A page of tasks, newest first; `after` continues by the last page's `next`. `due`: ready or delayed."""
+        states = [status] if isinstance(status, str) else status
+        wanted = Filter(
+            status=tuple(State(state) for state in states),
+            type=type,
+            queue=queue,
+            retrying=retrying,
+            due=due,
+            worker=worker,
+            tag=tag,
+            created_after=created_after,
+            created_before=created_before,
+            q=q,
+        )
+        low, high = limits.LIST_LIMIT
+        if due not in (None, "ready", "delayed"):
+            raise ValueError("due must be ready or delayed")
+        if not low <= limit <= high or offset < 0:
+            raise ValueError(f"limit must be {low} to {high}, offset 0 or more")
+        return await self._backend.page(wanted, limit, offset, after)
+
+
+def result_of(task: Task) -> Any:
+    """The result of a final task. Raises `TaskFailed` for DEAD and CANCELED ones."""
+    if task.status is not State.COMPLETED:
+        raise TaskFailed(task.id, task.status, task.reason, task.last_error)
+    return None if task.result is None else msgspec.json.decode(task.result)
+
+
+def _id(id: UUID | str) -> UUID:
+    if isinstance(id, UUID):
+        return id
+    try:
+        return UUID(id)
+    except ValueError:
+        raise NotFound(f"there is no task {id!r}; ids are UUIDs") from None
+
+
+def _postgres(dsn: str) -> str:
+    if dsn.startswith(("http://", "https://")):
+        raise ConfigError("this client reaches tasks through PostgreSQL; give a postgresql:// URL")
+    return dsn

@@ -1,0 +1,193 @@
+"""What a client stands on: one protocol, and PostgreSQL behind it.
+
+Enqueues that arrive while an insert is in flight share the next statement (`store/coalesce.py`). Ids are made by the
+client, so whatever was lost between here and the database (a reply, a COMMIT's answer) is simply done again: the
+second time finds the first one's rows and says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, Protocol, TypeVar
+from uuid import UUID
+
+import asyncpg
+
+from dhara.domain.lifecycle import State
+from dhara.domain.task import Attempt, Enqueued, LogEntry, NewTask, Task
+from dhara.errors import ConfigError, IdempotencyConflict, SchemaError, Unavailable
+from dhara.store import migrate
+from dhara.store.coalesce import Coalescer
+from dhara.store.pool import TRANSIENT, DatabaseSettings, Pool, is_transient, unavailable
+from dhara.store.search import Filter, Page, Search
+from dhara.store.tasks import Tasks
+from dhara.store.wakeup import Notifier
+
+T = TypeVar("T")
+CHUNK = 1_000
+
+_NO_SCHEMA = (
+    asyncpg.UndefinedTableError,
+    asyncpg.UndefinedColumnError,
+    asyncpg.UndefinedFunctionError,
+    asyncpg.InvalidSchemaNameError,
+)
+
+
+class Backend(Protocol):
+    """The operations that clients need, whatever they reach the tasks by."""
+
+    async def open(self) -> None: ...
+    async def close(self) -> None: ...
+    async def check(self) -> None: ...
+    async def enqueue(self, new: NewTask) -> Enqueued: ...
+    async def enqueue_many(self, new: Sequence[NewTask]) -> list[Enqueued]: ...
+    async def get(self, id: UUID) -> Task: ...
+    async def get_many(self, ids: Sequence[UUID]) -> dict[UUID, Task]: ...
+    async def final(self, ids: Sequence[UUID]) -> set[UUID]: ...
+    async def cancel(self, id: UUID, reason: str) -> State: ...
+    async def revive(
+        self, id: UUID, queue: str | None, priority: int | None, payload: str | None, run_at: datetime | None
+    ) -> None: ...
+    async def logs(self, id: UUID) -> list[LogEntry]: ...
+    async def attempts(self, id: UUID) -> list[Attempt]: ...
+    async def page(self, wanted: Filter, limit: int, offset: int, after: UUID | None) -> Page: ...
+
+
+class PostgresBackend:
+    """Tasks in PostgreSQL, through a pool of its own. `patience`: seconds for which a lost connection is tried again."""
+
+    def __init__(self, settings: DatabaseSettings, *, wakeups: bool = True, patience: float = 10.0) -> None:
+        self.pool = Pool(settings, "dhara client")
+        self._tasks = Tasks(self.pool, settings.schema)
+        self._search = Search(self.pool, settings.schema)
+        self._notifier = Notifier(self.pool, settings.schema) if wakeups else None
+        self._patience = patience
+        self._coalescer: Coalescer[NewTask, Enqueued] = Coalescer(self._write, most=CHUNK)
+
+    async def open(self) -> None:
+        await self.pool.open()
+
+    async def check(self) -> None:
+        """Raise `SchemaError` unless the schema is exactly what this version needs."""
+        await self._read(lambda: migrate.check(self.pool, self.pool.settings.schema))
+
+    async def close(self) -> None:
+        await self._coalescer.close()
+        if self._notifier is not None:
+            await self._notifier.close()
+        await self.pool.close()
+
+    async def enqueue(self, new: NewTask) -> Enqueued:
+        """One task, together with whichever others arrive meanwhile. Raises `IdempotencyConflict`."""
+        self.pool.inner  # noqa: B018 - raises unless the pool is open
+        with translated():
+            return await self._coalescer.submit(new)
+
+    async def enqueue_many(self, new: Sequence[NewTask]) -> list[Enqueued]:
+        """All or none, in one transaction. Raises `IdempotencyConflict` with the index of the first."""
+        with translated():
+            answers = await self._again(lambda: self._write_all(new))
+        self._wake(answers)
+        return answers
+
+    async def _write(self, new: Sequence[NewTask]) -> Sequence[Enqueued | Exception]:
+        answers = await self._again(lambda: self._tasks.enqueue(new))
+        self._wake([answer for answer in answers if isinstance(answer, Enqueued)])
+        return answers
+
+    async def _write_all(self, new: Sequence[NewTask]) -> list[Enqueued]:
+        done: list[Enqueued] = []
+        async with self.pool.acquire() as connection, connection.transaction():
+            tasks = self._tasks.on(connection)
+            for start in range(0, len(new), CHUNK):
+                for answer in await tasks.enqueue(new[start : start + CHUNK]):
+                    if isinstance(answer, IdempotencyConflict):
+                        raise IdempotencyConflict(answer.existing, new[len(done)].idempotency_key, len(done))
+                    done.append(answer)
+        return done
+
+    def _wake(self, answers: Sequence[Enqueued]) -> None:
+        if self._notifier is not None:
+            ready = {a.task.queue for a in answers if a.created and a.task.run_at <= a.task.created_at}
+            for queue in ready:
+                self._notifier.wake(queue)
+
+    async def get(self, id: UUID) -> Task:
+        return await self._read(lambda: self._tasks.get(id))
+
+    async def get_many(self, ids: Sequence[UUID]) -> dict[UUID, Task]:
+        return await self._read(lambda: self._tasks.get_many(ids))
+
+    async def final(self, ids: Sequence[UUID]) -> set[UUID]:
+        return await self._read(lambda: self._tasks.final(ids))
+
+    async def cancel(self, id: UUID, reason: str) -> State:
+        """Answers the state as it was found; canceling twice changes nothing more."""
+        answer = await self._read(lambda: self._tasks.request_cancel(id, reason))
+        if self._notifier is not None and answer.worker is not None:
+            self._notifier.cancel(answer.worker)
+        return answer.found
+
+    async def revive(
+        self, id: UUID, queue: str | None, priority: int | None, payload: str | None, run_at: datetime | None
+    ) -> None:
+        with translated():
+            await self._tasks.revive(id, queue=queue, priority=priority, payload=payload, run_at=run_at)
+        if self._notifier is not None:
+            self._notifier.wake(queue or (await self.get(id)).queue)
+
+    async def logs(self, id: UUID) -> list[LogEntry]:
+        return await self._read(lambda: self._tasks.logs(id))
+
+    async def attempts(self, id: UUID) -> list[Attempt]:
+        return await self._read(lambda: self._tasks.attempts(id))
+
+    async def page(self, wanted: Filter, limit: int, offset: int, after: UUID | None) -> Page:
+        return await self._read(lambda: self._search.page(wanted, limit=limit, offset=offset, after=after))
+
+    async def _read(self, work: Callable[[], Awaitable[T]]) -> T:
+        with translated():
+            return await self._again(work)
+
+    async def _again(self, work: Callable[[], Awaitable[T]]) -> T:
+        """`work`, repeated after lost connections and the like until `patience` is at its end."""
+        give_up = time.monotonic() + self._patience
+        pause = 0.02
+        while True:
+            try:
+                return await work()
+            except TRANSIENT as error:
+                if not is_transient(error) or time.monotonic() + pause > give_up:
+                    raise
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+            pause = min(pause * 2, 1.0)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """What a database says, in this library's own exceptions."""
+    try:
+        yield
+    except Exception as error:
+        if (ours := translation(error)) is not None:
+            raise ours from error
+        raise
+
+
+def translation(error: BaseException) -> SchemaError | Unavailable | ConfigError | None:
+    """Our exception for one of the database's, or None where there is no better one."""
+    text: Any = " ".join(str(error).split())
+    if isinstance(error, _NO_SCHEMA):
+        return SchemaError(f"the database lacks dhara's schema or has another version of it: {text}; run `dhara migrate up`")
+    if isinstance(error, asyncpg.InsufficientPrivilegeError):
+        return ConfigError(f"this database user may not do that: {text}; grant it the right, or use another login")
+    if is_transient(error):
+        found = unavailable(error)
+        return found if isinstance(found, Unavailable | ConfigError) else None
+    return None

@@ -1,0 +1,107 @@
+"""From what the user wrote to `NewTask`: a call or a type's name, a payload, options. Pure but for the clock's value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypedDict
+
+import msgspec
+
+from dhara.domain import limits, validate
+from dhara.domain.ids import new_id
+from dhara.domain.task import Call, NewTask
+from dhara.errors import InvalidBatch, InvalidTask
+
+# What `enqueue_many` takes: a handler's call, or the fields of a task by name (`type` required).
+Item = Call | Mapping[str, Any]
+
+
+class Options(TypedDict, total=False):
+    """What can be said of a task beside its type and payload; None is the same as not given.
+
+    `delay` and `timeout` are seconds or a `timedelta`; `run_at` and `expires_at` need a zone.
+    """
+
+    queue: str | None
+    priority: int | None
+    max_retries: int | None
+    run_at: datetime | None
+    delay: float | timedelta | None
+    idempotency_key: str | None
+    timeout: float | timedelta | None
+    expires_at: datetime | None
+    tags: Sequence[str] | None
+    concurrency_key: str | None
+    traceparent: str | None
+
+
+def build(what: Call | str, payload: Any, options: Mapping[str, Any]) -> NewTask:
+    """One task to enqueue. Raises `InvalidTask` naming every wrong field, or `TypeError` for a wrong kind of call."""
+    match what:
+        case Call():
+            if payload is not None:
+                raise TypeError("a call has its payload already; give a call, or a type with a payload")
+            kind, payload, defaults = what.type, what.payload, what.defaults
+        case str():
+            kind, defaults = what, {}
+        case _:
+            hint = "; call its .s(...) first" if hasattr(what, "s") else ""
+            raise TypeError(f"enqueue takes a handler's call or a task type, not {type(what).__name__}{hint}")
+    fields = {**defaults, **{name: _plain(value) for name, value in options.items() if value is not None}}
+    return validate.new_task({**fields, "type": kind}, _payload(payload), id=new_id(), now=datetime.now(UTC))
+
+
+def _payload(value: Any) -> str:
+    """JSON text of a payload; a `msgspec.Raw` is JSON text already and stays byte for byte what it is."""
+    if not isinstance(value, msgspec.Raw):
+        return validate.encode_json({} if value is None else value, what="payload", most_bytes=limits.PAYLOAD_BYTES)
+    raw = bytes(value)
+    if len(raw) > limits.PAYLOAD_BYTES:
+        raise InvalidTask([("payload", f"is larger than {limits.PAYLOAD_BYTES // 1024} KiB")], "payload_too_large")
+    try:
+        decoded = msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise InvalidTask([("payload", f"is not JSON: {error}")]) from None
+    validate.encode_json(decoded, what="payload", most_bytes=6 * limits.PAYLOAD_BYTES)
+    return raw.decode()
+
+
+def build_many(items: Iterable[Item], options: Mapping[str, Any]) -> list[NewTask]:
+    """Many tasks; `options` hold for all, an item's own fields first. Raises `InvalidBatch` with the index of the bad one."""
+    if options.get("idempotency_key") is not None:
+        raise TypeError("an idempotency key names one task; give each item its own")
+    made = []
+    for index, item in enumerate(items):
+        try:
+            made.append(_build_item(item, options))
+        except InvalidTask as error:
+            raise InvalidBatch(index, error.problems) from None
+    return made
+
+
+def _build_item(item: Item, options: Mapping[str, Any]) -> NewTask:
+    if isinstance(item, Call):
+        return build(item, None, options)
+    if not isinstance(item, Mapping):
+        raise TypeError(f"enqueue_many takes calls and mappings of task fields, not {type(item).__name__}")
+    fields = dict(item)
+    what, payload = fields.pop("type", None), fields.pop("payload", None)
+    if not isinstance(what, str | Call):
+        raise InvalidTask([("type", "required: a task type")])
+    return build(what, payload, {**options, **fields})
+
+
+def _plain(value: Any) -> Any:
+    return value.total_seconds() if isinstance(value, timedelta) else value
+
+
+def to_json(new: Sequence[NewTask]) -> str:
+    """What the SQL function `dhara.enqueue_all` takes: a JSON list, payloads as they are."""
+    return msgspec.json.encode([_as_object(task) for task in new]).decode()
+
+
+def _as_object(task: NewTask) -> dict[str, Any]:
+    fields = {name: getattr(task, name) for name in task.__struct_fields__}
+    given = {name: value for name, value in fields.items() if value is not None and value != ()}
+    return given | {"payload": msgspec.Raw(task.payload.encode())}

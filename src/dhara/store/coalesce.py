@@ -1,0 +1,103 @@
+"""Group commit: items that arrive while a batch is being written form the next one.
+
+No timer: an item that comes alone is written at once, and under load batches grow by themselves to what arrives in one
+write's time. Each submitter is answered only after its batch has been written. A batch that is refused for what is in
+it is halved until the bad item stands alone, so that it harms no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Generic, TypeVar
+
+from dhara.store.pool import is_transient
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+class Coalescer(Generic[Item, Answer]):
+    """Turns concurrent `submit` calls into calls of `write` with at most `most` items, `lanes` of them at a time.
+
+    `write` answers one value an item, in order; an exception as a value is raised to that item's submitter only.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[Sequence[Item]], Awaitable[Sequence[Answer | Exception]]],
+        *,
+        most: int = 1_000,
+        lanes: int = 1,
+    ) -> None:
+        self._write = write
+        self._most = most
+        self._lanes = lanes
+        self._waiting: deque[tuple[Item, asyncio.Future[Answer]]] = deque()
+        self._writers: set[asyncio.Task[None]] = set()
+
+    async def submit(self, item: Item) -> Answer:
+        """Have `item` written; returns its answer once that is durable.
+
+        Canceling the caller takes the item back unless its batch is under way already.
+        """
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        if len(self._writers) < self._lanes:
+            writer = asyncio.create_task(self._drain(), name="Coalescer")
+            self._writers.add(writer)
+            writer.add_done_callback(self._writers.discard)
+        return await future
+
+    async def close(self) -> None:
+        """Wait until everything submitted so far has been answered."""
+        while self._writers:
+            with suppress(Exception):
+                await asyncio.gather(*self._writers, return_exceptions=True)
+
+    async def _drain(self) -> None:
+        while batch := self._next():
+            try:
+                await self._answer(batch)
+            except BaseException as error:
+                # Canceled from outside, as the loop closes: nobody may be left waiting for an answer.
+                for _, future in batch:
+                    _fail(future, error)
+                raise
+
+    def _next(self) -> list[tuple[Item, asyncio.Future[Answer]]]:
+        batch = []
+        while self._waiting and len(batch) < self._most:
+            item, future = self._waiting.popleft()
+            if not future.done():
+                batch.append((item, future))
+        return batch
+
+    async def _answer(self, batch: list[tuple[Item, asyncio.Future[Answer]]]) -> None:
+        try:
+            answers = await self._write([item for item, _ in batch])
+        except Exception as error:
+            if len(batch) > 1 and not is_transient(error):
+                middle = len(batch) // 2
+                await self._answer(batch[:middle])
+                await self._answer(batch[middle:])
+                return
+            for _, future in batch:
+                _fail(future, error)
+            return
+        for (_, future), answer in zip(batch, answers, strict=True):
+            if isinstance(answer, Exception):
+                _fail(future, answer)
+            elif not future.done():
+                future.set_result(answer)
+
+
+def _fail(future: asyncio.Future[Answer], error: BaseException) -> None:
+    if future.done():
+        return
+    if isinstance(error, asyncio.CancelledError):
+        future.cancel()
+    else:
+        future.set_exception(error)

@@ -1,0 +1,126 @@
+"""Wake-ups: LISTEN and NOTIFY as a hint, with polling as the safety net. Losing one costs only latency.
+
+A commit that notifies takes a lock that serialises all notifying commits, so an enqueue here does not notify in its own
+transaction: the `Notifier` sends a hint of its own after the commit, which writes nothing and therefore waits for no
+disk; while one is under way, further ones become the next. (`dhara.enqueue` in SQL has no "after the commit" and
+notifies in the caller's transaction.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+from uuid import UUID
+
+from dhara.service import Service
+from dhara.store.pool import DatabaseSettings, Executor, connect
+
+log = logging.getLogger(__name__)
+
+LIVENESS_INTERVAL = 10.0
+_LONGEST_PAUSE = 5.0
+
+
+def channel(schema: str, kind: str) -> str:
+    """The NOTIFY channel of a schema; `kind` is `wakeup` (payload: queue) or `cancel` (payload: worker id)."""
+    return f'"{schema}".{kind}'
+
+
+class Notifier:
+    """Sends wake-ups after commits, coalesced: at most one statement under way, the rest waits and goes together."""
+
+    def __init__(self, db: Executor, schema: str = "dhara") -> None:
+        self._db = db
+        self._schema = schema
+        self._waiting: set[tuple[str, str]] = set()
+        self._flusher: asyncio.Task[None] | None = None
+
+    def wake(self, queue: str) -> None:
+        """Tell idle workers that `queue` has a ready task. Returns at once."""
+        self._send("wakeup", queue)
+
+    def cancel(self, worker: UUID) -> None:
+        """Tell `worker` that one of its tasks is to be canceled. Returns at once."""
+        self._send("cancel", str(worker))
+
+    def _send(self, kind: str, text: str) -> None:
+        self._waiting.add((channel(self._schema, kind), text))
+        if self._flusher is None or self._flusher.done():
+            self._flusher = asyncio.get_running_loop().create_task(self._flush())
+
+    async def _flush(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, set()
+            channels, texts = zip(*batch, strict=True)
+            try:
+                await self._db.execute(
+                    "SELECT pg_notify(c, t) FROM unnest($1::text[], $2::text[]) AS n (c, t)", channels, texts
+                )
+            except Exception as error:
+                log.debug("a wake-up was lost, workers will poll: %s", error)
+
+    async def close(self) -> None:
+        """Send what waits; afterwards nothing is under way."""
+        if self._flusher is not None:
+            with suppress(asyncio.CancelledError, Exception):
+                await asyncio.wait_for(self._flusher, 2)
+
+
+class Listener(Service):
+    """Hears wake-ups on a connection of its own, which it checks, and opens again with backoff when it is lost.
+
+    `on_wake(queue)` and `on_cancel(worker id)` are called for each hint; `on_wake("")` after every (re)connect, since
+    hints may have been missed meanwhile.
+    """
+
+    def __init__(
+        self,
+        settings: DatabaseSettings,
+        on_wake: Callable[[str], None],
+        on_cancel: Callable[[str], None] = lambda worker: None,
+        rng: random.Random | None = None,
+    ) -> None:
+        super().__init__()
+        self._settings = settings
+        self._on_wake = on_wake
+        self._on_cancel = on_cancel
+        self._rng = rng or random.Random()
+        self.connected = asyncio.Event()
+
+    async def run(self) -> None:
+        pause = 0.1
+        while True:
+            try:
+                await self._listen()
+                pause = 0.1
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                log.debug("not listening for wake-ups, polling: %s", error)
+                pause = min(_LONGEST_PAUSE, pause * 2)
+            finally:
+                self.connected.clear()
+            await asyncio.sleep(pause * self._rng.uniform(0.5, 1.5))
+
+    async def _listen(self) -> None:
+        connection: Any = await connect(self._settings, "dhara listener")
+        ended = asyncio.Event()
+        try:
+            connection.add_termination_listener(lambda _: ended.set())
+            schema = self._settings.schema
+            await connection.add_listener(channel(schema, "wakeup"), lambda *a: self._on_wake(a[3]))
+            await connection.add_listener(channel(schema, "cancel"), lambda *a: self._on_cancel(a[3]))
+            self.connected.set()
+            self._on_wake("")
+            while not ended.is_set():
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(ended.wait(), LIVENESS_INTERVAL)
+                    return
+                # A half-open link gives no sign by itself; this finds it within the time-out.
+                await connection.fetchval("SELECT 1", timeout=5)
+        finally:
+            connection.terminate()

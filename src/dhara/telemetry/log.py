@@ -1,0 +1,105 @@
+"""Log records: one line each, as text or JSON, with the ids of the request, task, attempt and worker they belong to.
+
+Everything inside logs through the standard library; structlog shapes the records at the process edge. Control
+characters are escaped, so that no input can forge a line or steer a terminal.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TextIO
+
+import structlog
+from structlog.types import EventDict, Processor
+
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+task_id: ContextVar[str | None] = ContextVar("task_id", default=None)
+attempt: ContextVar[int | None] = ContextVar("attempt", default=None)
+worker_id: ContextVar[str | None] = ContextVar("worker_id", default=None)
+
+_CONTEXT: tuple[ContextVar[Any], ...] = (request_id, task_id, attempt, worker_id)
+# C0, DEL, C1, line and paragraph separators, marks that change the direction of text, and halves of pairs.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+_NOISY = ("asyncio", "uvicorn.error", "uvicorn.access")
+
+
+def escape(text: str) -> str:
+    """`text` on one line, every control character written out."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+@contextmanager
+def bound(**values: Any) -> Iterator[None]:
+    """Log records inside carry these ids (of `request_id`, `task_id`, `attempt`, `worker_id`)."""
+    known = {variable.name: variable for variable in _CONTEXT}
+    tokens = [(known[name], known[name].set(value)) for name, value in values.items()]
+    try:
+        yield
+    finally:
+        for variable, token in reversed(tokens):
+            variable.reset(token)
+
+
+def configure(level: str = "info", format: str = "text", stream: TextIO | None = None) -> None:
+    """Send the records of this process to `stream` (standard error); `format` is text or json. Calling it again replaces it."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(formatter(format))
+    root = logging.getLogger()
+    for old in list(root.handlers):
+        if getattr(old, "dhara", False):
+            root.removeHandler(old)
+    handler.dhara = True  # type: ignore[attr-defined]
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+
+
+def formatter(format: str) -> logging.Formatter:
+    """What turns a record into its line."""
+    shared: list[Processor] = [
+        _add_context,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        structlog.processors.format_exc_info,
+    ]
+    last: Processor = structlog.processors.JSONRenderer(default=_shown) if format == "json" else _as_text
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, last],
+    )
+
+
+def _add_context(logger: Any, method: str, event: EventDict) -> EventDict:
+    for variable in _CONTEXT:
+        value = variable.get()
+        if value is not None:
+            event.setdefault(variable.name, value)
+    return event
+
+
+def _shown(value: Any) -> str:
+    try:
+        return str(value)
+    except Exception as error:
+        return f"<{type(value).__name__} whose str() raises {type(error).__name__}>"
+
+
+def _as_text(logger: Any, method: str, event: EventDict) -> str:
+    time = event.pop("time", "")
+    level = str(event.pop("level", "")).upper()
+    name = event.pop("logger", "")
+    parts = [f"{time} {level:<7} {name}: {escape(_shown(event.pop('event', '')))}"]
+    parts += [f"{escape(str(key))}={_quoted(escape(_shown(value)))}" for key, value in event.items()]
+    return " ".join(parts)
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '\\"') + '"' if not text or " " in text or '"' in text or "=" in text else text

@@ -1,0 +1,79 @@
+"""Each heartbeat interval the runner compares what the database says it runs with what it really runs.
+
+    the database has it, the runner does not know it    a ghost claim (its reply was lost): released
+    the runner has it, the database does not            the lease is lost: the handler is told
+    the database says a cancellation was asked for      the attempt is interrupted
+
+The same round carries the runner's observations (histograms) to the database.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dhara.domain.lifecycle import Event
+from dhara.domain.settle import Settlement
+from dhara.store.stats import Stats
+from dhara.store.tasks import Held, Tasks
+
+if TYPE_CHECKING:
+    from dhara.worker.observed import Observations
+    from dhara.worker.runner import Runner
+
+log = logging.getLogger(__name__)
+
+GHOST_AGE = 2.0
+
+
+class Comparer:
+    """The comparison of one runner."""
+
+    def __init__(self, runner: Runner, tasks: Tasks, stats: Stats, observations: Observations) -> None:
+        self._runner = runner
+        self._tasks = tasks
+        self._stats = stats
+        self._observations = observations
+
+    async def compare(self) -> None:
+        """One round. Raises what the database raises; the next round comes as planned."""
+        runner = self._runner
+        before = runner.leases()
+        claiming = runner.claimer.in_flight
+        held = await self._tasks.held(runner.id)
+        after = runner.leases()
+        for row in held:
+            if row.cancel_requested:
+                runner.cancel(row.lease)
+        for lease in (before & after) - {row.lease for row in held} - runner.settler.leases():
+            runner.lose(lease)
+        # A claim whose answer is on its way is no ghost; nor is a lease known at either moment.
+        if not claiming and not runner.claimer.in_flight:
+            await self._release([row for row in held if row.age > GHOST_AGE and row.lease not in before | after])
+        await self.flush()
+
+    async def compare_quietly(self) -> None:
+        """A round between rounds, asked for by a hint; its failure costs only latency."""
+        try:
+            await self.compare()
+        except Exception as error:
+            log.debug("a comparison failed: %s", error)
+
+    async def flush(self) -> None:
+        """Add the observations to the fleet's."""
+        seen = self._observations.take()
+        try:
+            await self._stats.observe(seen)
+        except Exception:
+            self._observations.put_back(seen)
+            raise
+
+    async def _release(self, ghosts: Sequence[Held]) -> None:
+        if not ghosts:
+            return
+        log.warning("releasing %d claims whose answer was lost", len(ghosts))
+        reason = "ghost claim: its answer was lost"
+        await self._tasks.settle(
+            [Settlement(row.id, row.lease, 0, Event.RELEASED, reason=reason) for row in ghosts]
+        )

@@ -1,0 +1,150 @@
+"""What a handler may ask and say while it runs: its attempt, whether to stop, log lines kept with the attempt."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from dhara.domain import limits
+from dhara.domain.outcome import Cancel
+from dhara.domain.task import Claim
+
+
+class AttemptLog:
+    """Log lines kept with the attempt, bounded: the first and last ones stay, the middle is counted."""
+
+    def __init__(self, claim: Claim) -> None:
+        self._claim = claim
+        self._first: list[dict[str, str]] = []
+        self._last: deque[dict[str, str]] = deque(maxlen=limits.LOG_LINES // 2)
+        self._dropped = 0
+        self._lock = threading.Lock()
+
+    def debug(self, message: str, *args: Any) -> None:
+        self._add(logging.DEBUG, message, args)
+
+    def info(self, message: str, *args: Any) -> None:
+        self._add(logging.INFO, message, args)
+
+    def warning(self, message: str, *args: Any) -> None:
+        self._add(logging.WARNING, message, args)
+
+    def error(self, message: str, *args: Any) -> None:
+        self._add(logging.ERROR, message, args)
+
+    def _add(self, level: int, message: str, args: tuple[Any, ...]) -> None:
+        try:
+            text = message % args if args else str(message)
+        except Exception:
+            text = f"{message!r} {args!r}"
+        line = {
+            "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "level": logging.getLevelName(level).lower(),
+            "message": storable(text, limits.LOG_LINE_LENGTH),
+        }
+        with self._lock:
+            if len(self._first) < limits.LOG_LINES // 2:
+                self._first.append(line)
+            else:
+                self._dropped += len(self._last) == self._last.maxlen
+                self._last.append(line)
+        logging.getLogger("dhara.task").log(
+            level, "%s", line["message"], extra={"task_id": self._claim.id, "attempt": self._claim.attempt}
+        )
+
+    def to_json(self) -> str | None:
+        """All lines as JSON text; None if there are none."""
+        with self._lock:
+            if not self._first:
+                return None
+            lines = list(self._first)
+            if self._dropped:
+                lines.append({"at": "", "level": "info", "message": f"... {self._dropped} lines left out ..."})
+            return msgspec.json.encode([*lines, *self._last]).decode()
+
+
+class Context:
+    """One attempt, seen from its handler. Asked for by a parameter `ctx`."""
+
+    def __init__(self, claim: Claim) -> None:
+        self._claim = claim
+        self._cancel = threading.Event()
+        self._lost = threading.Event()
+        self.log = AttemptLog(claim)
+
+    @property
+    def task_id(self) -> UUID:
+        """The task's id."""
+        return self._claim.id
+
+    @property
+    def type(self) -> str:
+        """The task's type."""
+        return self._claim.type
+
+    @property
+    def queue(self) -> str:
+        """The queue that the task was claimed from."""
+        return self._claim.queue
+
+    @property
+    def attempt(self) -> int:
+        """Which execution this is, counted from 1 over all generations."""
+        return self._claim.attempt
+
+    @property
+    def failures(self) -> int:
+        """Failed executions before this one, of this generation."""
+        return self._claim.failures
+
+    @property
+    def max_retries(self) -> int:
+        """How many failures are followed by another attempt."""
+        return self._claim.max_retries
+
+    @property
+    def lease(self) -> UUID:
+        """The token of this attempt; changes with each one."""
+        return self._claim.lease
+
+    @property
+    def idempotency_key(self) -> str:
+        """Stable across the attempts of a generation: give it to services that should act once."""
+        return f"{self._claim.id}:{self._claim.generation}"
+
+    @property
+    def traceparent(self) -> str | None:
+        """The W3C trace context given at the enqueue."""
+        return self._claim.traceparent
+
+    @property
+    def canceled(self) -> bool:
+        """True once someone asked to cancel the task, its time is up, or its worker drains beyond the grace."""
+        return self._cancel.is_set()
+
+    @property
+    def lease_lost(self) -> bool:
+        """True once the task is known to be someone else's; whatever this attempt answers is discarded."""
+        return self._lost.is_set()
+
+    def check_canceled(self) -> None:
+        """Raise `Cancel` if `canceled`; for `def` handlers, to be called now and then."""
+        if self.canceled:
+            raise Cancel("canceled")
+
+    def wait_canceled(self, seconds: float) -> bool:
+        """Sleep in a `def` handler, at most `seconds`; True as soon as `canceled`."""
+        return self._cancel.wait(seconds)
+
+
+def storable(text: str, length: int) -> str:
+    """`text` as PostgreSQL and people can take it: bounded, no NUL, no lone surrogates, control characters escaped."""
+    text = text[: length + 1].encode("utf-8", "backslashreplace").decode()
+    text = "".join(c if c >= " " or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+    return text if len(text) <= length else text[: length - 1] + "…"

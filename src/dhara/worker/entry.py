@@ -1,0 +1,135 @@
+"""A runner's process, from fork to exit."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+from dhara.domain.ids import IdSource
+from dhara.errors import ConfigError, DharaError, RegistryError, SchemaError, Unavailable
+from dhara.store import migrate
+from dhara.store.pool import connect
+from dhara.worker import process
+from dhara.worker.board import Board
+from dhara.worker.registry import Registry
+from dhara.worker.runner import Runner, RunnerSettings
+
+log = logging.getLogger(__name__)
+
+EXIT_SCHEMA, EXIT_UNAVAILABLE, EXIT_CONFIG = 3, 69, 78
+_EXIT_CODES: tuple[tuple[type[DharaError], int], ...] = (
+    (SchemaError, EXIT_SCHEMA),
+    (Unavailable, EXIT_UNAVAILABLE),
+    (ConfigError, EXIT_CONFIG),
+    (RegistryError, EXIT_CONFIG),
+)
+
+
+def run_child(
+    parent: int, build: Callable[[], Registry], settings: RunnerSettings, board: Board, *, patient: bool
+) -> NoReturn:
+    """In the forked child: run, and leave by `os._exit`, since what the parent's exit handlers do is not ours to do.
+
+    `patient`: wait for the database instead of ending when it is away.
+    """
+    code = 1
+    try:
+        os.setpgid(0, 0)  # the terminal's Ctrl-C is for the supervisor, which passes it on once
+        process.die_with_parent(parent)
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        code = _run(build, settings, board, patient)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _run(build: Callable[[], Registry], settings: RunnerSettings, board: Board, patient: bool) -> int:
+    try:
+        registry = build()
+        return loop_runner(lambda: _live(registry, settings, board, patient))
+    except DharaError as error:
+        print(f"dhara: {error}", file=sys.stderr, flush=True)
+        return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), 1)
+
+
+def loop_runner(main: Callable[[], object]) -> int:
+    """Run a coroutine function on uvloop where there is one."""
+    try:
+        from uvloop import new_event_loop as factory
+    except ImportError:  # Windows
+        factory = asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        result: int = runner.run(main())  # type: ignore[arg-type]
+        return result
+
+
+async def _live(registry: Registry, settings: RunnerSettings, board: Board, patient: bool) -> int:
+    runner = Runner(registry, settings, worker=IdSource().new(), board=board)
+    told = asyncio.Event()
+    again = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: (again if told.is_set() else told).set())
+    await _start(runner, settings, patient, told)
+    if told.is_set():
+        await runner.stop()
+        return 0
+    await told.wait()
+    draining = asyncio.create_task(runner.drain())
+    hurried = asyncio.create_task(again.wait())
+    await asyncio.wait((draining, hurried), return_when=asyncio.FIRST_COMPLETED)
+    if not draining.done():
+        await runner.release()
+        draining.cancel()
+    hurried.cancel()
+    await runner.stop()
+    return 0
+
+
+async def _start(runner: Runner, settings: RunnerSettings, patient: bool, told: asyncio.Event) -> None:
+    while not told.is_set():
+        try:
+            connection = await connect(settings.database, "dhara runner start")
+            try:
+                await migrate.check(connection, settings.database.schema)
+            finally:
+                await connection.close()
+            await runner.start()
+            return
+        except Unavailable as error:
+            if not patient:
+                raise
+            log.warning("waiting for the database: %s", error)
+            await asyncio.sleep(1)
+
+
+def load_registry(module: str, name: str = "tasks") -> Registry:
+    """The registry `name` of `module`. Raises `ConfigError`, one line that names what is wrong."""
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except RegistryError as error:
+        raise ConfigError(f"module {module!r}: {error}") from error
+    except ModuleNotFoundError as error:
+        hint = "run this where it can be imported, or install it" if error.name == module else f"it needs {error.name!r}"
+        raise ConfigError(f"cannot import module {module!r}: {error}; {hint}") from error
+    except AttributeError as error:
+        raise ConfigError(f"module {module!r} has no registry {name!r}; write MODULE:REGISTRY ({error})") from error
+    except Exception as error:
+        raise ConfigError(f"importing module {module!r} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(found, Registry):
+        raise ConfigError(f"{module}:{name} is no dhara Registry but {type(found).__name__}")
+    if not len(found):
+        raise ConfigError(f"the registry {module}:{name} has no handlers; register some with @{name}.task(...)")
+    return found

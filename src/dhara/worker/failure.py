@@ -1,0 +1,62 @@
+"""What is kept of an exception: bounded, storable text, and a fingerprint that groups like failures."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import traceback
+
+import msgspec
+
+from dhara.domain import limits
+from dhara.domain.outcome import Failed
+from dhara.store.pool import redact
+from dhara.worker.context import storable
+
+_NUMBERS = re.compile(r"0x[0-9a-f]+|\d+")
+_FRAMES = 3
+
+
+def failed(type: str, error: BaseException, *, permanent: bool = False, reason: str | None = None) -> Failed:
+    """The outcome of an attempt that ended with `error`."""
+    message = f"{_class(error)}: {_text(error)}"
+    details = {
+        "class": _class(error),
+        "message": _text(error),
+        "traceback": storable(redact(_traceback(error)), limits.ERROR_BYTES // 2),
+    }
+    return Failed(
+        storable(message, limits.LAST_ERROR_LENGTH),
+        error=msgspec.json.encode(details).decode(),
+        permanent=permanent,
+        reason=reason,
+        fingerprint=fingerprint(type, error),
+    )
+
+
+def fingerprint(type: str, error: BaseException) -> str:
+    """A hash of task type, exception class and the innermost frames, without line numbers, so that it outlives edits."""
+    frames = traceback.extract_tb(error.__traceback__)[-_FRAMES:]
+    names = [f"{_NUMBERS.sub('', frame.filename.rpartition('/')[2])}:{frame.name}" for frame in frames]
+    return hashlib.md5("|".join([type, _class(error), *names]).encode(), usedforsecurity=False).hexdigest()
+
+
+def _class(error: BaseException) -> str:
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _text(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except BaseException as broken:
+        text = f"(its text cannot be had: {type(broken).__name__})"
+    return storable(redact(text[: limits.ERROR_BYTES]), limits.LAST_ERROR_LENGTH)
+
+
+def _traceback(error: BaseException) -> str:
+    try:
+        lines = traceback.format_exception(type(error), error, error.__traceback__, limit=-20)
+        return "".join(lines)[-limits.ERROR_BYTES :]
+    except BaseException as broken:
+        return f"(no traceback: {type(broken).__name__})"

@@ -1,0 +1,71 @@
+"""The watermarks of a claimer: where in each lane (queue, priority) the next claim starts.
+
+A claim that started from the front of the index each time would wade through the dead entries of all tasks claimed
+before it, which nothing can remove while some transaction pins the xmin horizon. So the claimer remembers, per lane,
+the last task it took, and starts above it. A scan of all lanes (`store.tasks.lanes`) puts right what that misses: tasks
+that committed late with an older `run_at`, new lanes, revived tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from uuid import UUID
+
+from dhara.domain.task import Claim
+from dhara.store.tasks import BEGINNING, ZERO, Lane, Watermark
+
+ALL_QUEUES = "*"
+
+
+class Lanes:
+    """The lanes that this worker serves, each with its watermark."""
+
+    def __init__(self, queues: Mapping[str, int]) -> None:
+        self._serves = None if ALL_QUEUES in queues else frozenset(queues)
+        self._marks: dict[tuple[str, int], tuple[datetime, UUID]] = {}
+        self._turn = 0
+
+    def serves(self, queue: str) -> bool:
+        return self._serves is None or queue in self._serves
+
+    def seen(self, lanes: Sequence[Lane]) -> bool:
+        """Take in a scan. Lanes with a ready task start from the front again. True if there are any."""
+        served = [lane for lane in lanes if self.serves(lane.queue)]
+        keys = {(lane.queue, lane.priority) for lane in served}
+        self._marks = {key: mark for key, mark in self._marks.items() if key in keys}
+        for lane in served:
+            if lane.ready:
+                self._marks[lane.queue, lane.priority] = (BEGINNING, ZERO)
+            else:
+                self._marks.setdefault((lane.queue, lane.priority), (BEGINNING, ZERO))
+        return any(lane.ready for lane in served)
+
+    def took(self, claims: Iterable[Claim]) -> None:
+        """Move the watermarks up behind what was claimed."""
+        for claim in claims:
+            key = (claim.queue, claim.priority)
+            mark = (claim.run_at, claim.id)
+            if key not in self._marks or mark > self._marks[key]:
+                self._marks[key] = mark
+
+    def known(self, rooms: Mapping[str, int], most: int) -> list[Watermark]:
+        """The lanes to claim from, queues taking turns at the front, high priorities first within each.
+
+        `rooms`: most tasks a queue may still yield; queues without an entry have `most`.
+        """
+        queues = sorted({queue for queue, _ in self._marks})
+        if not queues:
+            return []
+        self._turn += 1
+        turn = self._turn % len(queues)
+        place = {queue: i for i, queue in enumerate(queues[turn:] + queues[:turn])}
+        keys = sorted(self._marks, key=lambda key: (place[key[0]], -key[1]))
+        return [
+            Watermark(queue, priority, *self._marks[queue, priority], room)
+            for queue, priority in keys
+            if (room := min(most, rooms.get(queue, most))) > 0
+        ]
+
+    def __len__(self) -> int:
+        return len(self._marks)

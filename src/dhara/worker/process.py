@@ -1,0 +1,41 @@
+"""What is asked of the operating system: is that process running, and may mine outlive its parent?"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from contextlib import suppress
+
+_PR_SET_PDEATHSIG = 1
+
+
+def runs(pid: int) -> bool:
+    """True if the process is there and neither stopped (SIGSTOP, a debugger) nor a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            state = file.read().rpartition(")")[2].split()[0]
+        return state not in "TtZX"
+    except FileNotFoundError:
+        if os.path.isdir("/proc/self"):
+            return False
+    except OSError:
+        return False
+    try:  # no /proc: macOS
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def die_with_parent(parent: int, with_signal: int = signal.SIGKILL) -> None:
+    """Ask the kernel to end this process when `parent` ends (Linux only; elsewhere pipes tell)."""
+    if sys.platform != "linux":
+        return
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, with_signal)
+    if os.getppid() != parent:  # it ended before we could ask
+        os._exit(1)

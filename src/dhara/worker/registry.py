@@ -1,0 +1,161 @@
+"""The registry: task type -> handler. What cannot work is refused when it is registered, not when it runs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, ParamSpec, TypeVar, get_type_hints
+
+from msgspec import Struct
+
+from dhara.domain import limits
+from dhara.domain.backoff import RetryPolicy
+from dhara.domain.task import Call
+from dhara.errors import RegistryError
+from dhara.worker.context import Context
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Options(Struct, frozen=True, kw_only=True):
+    """How a handler's tasks are enqueued and run. `timeout` is seconds; None: the worker's HANDLER_TIMEOUT."""
+
+    queue: str = "default"
+    priority: int = 0
+    timeout: float | None = None
+    retry: RetryPolicy = RetryPolicy()
+
+
+class Handler(Generic[P, R]):
+    """A registered function. Call it as before; `.s(...)` makes a call to enqueue."""
+
+    def __init__(self, type: str, function: Callable[P, R], options: Options) -> None:
+        self.type = type
+        self.function = function
+        self.options = options
+        self.is_async = inspect.iscoroutinefunction(function)
+        self.signature = _signature(type, function)
+        parameters = self.signature.parameters
+        self.wants_context = "ctx" in parameters
+        self._calls = inspect.Signature([p for name, p in parameters.items() if name != "ctx"])
+        self.keys = frozenset(self._calls.parameters)
+        self.any_key = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        self.required = frozenset(
+            name
+            for name, p in self._calls.parameters.items()
+            if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+        )
+        self.__doc__ = function.__doc__
+        self.__name__ = getattr(function, "__name__", type)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.function(*args, **kwargs)
+
+    def s(self, *args: Any, **kwargs: Any) -> Call:
+        """This handler with these arguments, to be enqueued. Raises `TypeError` if they do not fit the signature.
+
+        `ctx` is left out: the worker gives it.
+        """
+        bound = self._calls.bind(*args, **kwargs)
+        payload = dict(bound.arguments)
+        for name, parameter in self._calls.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                payload.update(payload.pop(name, {}))
+        return Call(type=self.type, payload=payload, defaults=self.defaults())
+
+    def defaults(self) -> Mapping[str, Any]:
+        """What an enqueue of this handler says unless told otherwise."""
+        found: dict[str, Any] = {"queue": self.options.queue}
+        if self.options.priority:
+            found["priority"] = self.options.priority
+        if self.options.retry.max_retries is not None:
+            found["max_retries"] = self.options.retry.max_retries
+        return found
+
+    def misfit(self, payload: Any) -> str | None:
+        """Why this payload cannot be given to the handler, or None."""
+        if not isinstance(payload, dict):
+            return f"the payload must be a JSON object of the handler's arguments, not {type(payload).__name__}"
+        if missing := self.required - payload.keys():
+            return f"missing argument(s): {', '.join(sorted(missing))}"
+        if not self.any_key and (extra := payload.keys() - self.keys):
+            return f"unexpected argument(s): {', '.join(sorted(map(str, extra)))[:200]}"
+        return None
+
+
+class Registry:
+    """The handlers of a worker, by task type."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[str, Handler[..., Any]] = {}
+
+    def task(
+        self,
+        type: str,
+        *,
+        queue: str = "default",
+        priority: int = 0,
+        timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> Callable[[Callable[P, R]], Handler[P, R]]:
+        """Register a function as the handler of `type`. Raises `RegistryError` for what cannot work.
+
+        `async def` runs on the loop, `def` in a thread. The payload's keys are the keyword arguments; a parameter
+        `ctx` receives the `Context`.
+        """
+        options = Options(queue=queue, priority=priority, timeout=timeout, retry=retry or RetryPolicy())
+        _check(type, options)
+
+        def register(function: Callable[P, R]) -> Handler[P, R]:
+            if type in self._handlers:
+                raise RegistryError(f"task type {type!r} is registered twice; each type has one handler")
+            handler: Handler[P, R] = Handler(type, function, options)
+            self._handlers[type] = handler
+            return handler
+
+        return register
+
+    @property
+    def types(self) -> list[str]:
+        """The task types known here, sorted."""
+        return sorted(self._handlers)
+
+    def get(self, type: str) -> Handler[..., Any] | None:
+        """The handler of `type`, or None."""
+        return self._handlers.get(type)
+
+    def __len__(self) -> int:
+        return len(self._handlers)
+
+
+def _check(type: str, options: Options) -> None:
+    for what, value in (("task type", type), ("queue", options.queue)):
+        if not isinstance(value, str) or not limits.NAME.fullmatch(value):
+            raise RegistryError(f"{what} {value!r} is not a name: {limits.NAME_HINT}")
+    low, high = limits.TIMEOUT_SECONDS
+    if options.timeout is not None and not low <= options.timeout <= high:
+        raise RegistryError(f"{type}: timeout must be {low:g} to {high:g} seconds")
+    retries = options.retry.max_retries
+    if retries is not None and not limits.MAX_RETRIES[0] <= retries <= limits.MAX_RETRIES[1]:
+        raise RegistryError(f"{type}: max_retries must be {limits.MAX_RETRIES[0]} to {limits.MAX_RETRIES[1]}")
+
+
+def _signature(type: str, function: Any) -> inspect.Signature:
+    if not inspect.isroutine(function):
+        raise RegistryError(f"{type}: the handler must be a function, not {function!r}")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise RegistryError(f"{type}: the handler must not be a generator; return the result instead")
+    if getattr(function, "__name__", "") == "<lambda>":
+        raise RegistryError(f"{type}: give the handler a name with `def`; a lambda's errors cannot be told apart")
+    signature = inspect.signature(function)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL):
+            raise RegistryError(f"{type}: argument {name!r} must be passable by keyword: payloads are JSON objects")
+    try:
+        hints = get_type_hints(function)
+    except Exception as error:
+        raise RegistryError(f"{type}: an annotation of the handler cannot be resolved: {error}") from None
+    if "ctx" in hints and hints["ctx"] is not Context:
+        raise RegistryError(f"{type}: the argument ctx is the dhara Context; annotate it `ctx: Context`, or rename it")
+    return signature

@@ -1,0 +1,134 @@
+"""The settler: buffers settlements and flushes them as one statement, whenever the previous flush has returned.
+
+No timer: idle, a settlement leaves at once; under load, batches form by themselves. While the database is away the
+buffer waits (bounded: the slots stop taking tasks when it is full); a flush whose reply was lost is looked up by lease
+before it is sent again, so that no outcome is written twice and none is taken for stale.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Sequence
+from uuid import UUID
+
+import asyncpg
+
+from dhara.domain.lifecycle import Event
+from dhara.domain.settle import Settlement
+from dhara.service import Service
+from dhara.store.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+MOST = 500
+CAPACITY = 10_000
+_LONGEST_PAUSE = 2.0
+
+
+class Settler(Service):
+    """Writes the settlements of one worker."""
+
+    def __init__(
+        self, *, tasks: Tasks, worker: UUID, rng: random.Random, rejected: Callable[[Settlement], None] = lambda s: None
+    ) -> None:
+        super().__init__()
+        self._tasks = tasks
+        self._worker = worker
+        self._rng = rng
+        self._rejected = rejected
+        self._waiting: list[Settlement] = []
+        self._flushing: Sequence[Settlement] = ()
+        self._news = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def put(self, settlement: Settlement) -> None:
+        """Hand over; returns at once."""
+        self._waiting.append(settlement)
+        if not self._news.is_set():
+            self._empty.clear()
+            self._news.set()
+
+    @property
+    def full(self) -> bool:
+        """True while so much waits that no further task should start."""
+        return len(self._waiting) >= CAPACITY
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._flushing)
+
+    def leases(self) -> set[UUID]:
+        """The leases that are not settled yet."""
+        return {s.lease for s in self._waiting} | {s.lease for s in self._flushing}
+
+    async def drained(self) -> None:
+        """Wait until everything handed over is written."""
+        await self._empty.wait()
+
+    async def run(self) -> None:
+        while True:
+            await self._news.wait()
+            batch, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
+            if not batch:
+                self._news.clear()
+                self._empty.set()
+                continue
+            self._flushing = batch
+            await self._write(batch)
+            self._flushing = ()
+
+    async def _write(self, batch: Sequence[Settlement]) -> None:
+        pause, unsure = 0.1, False
+        while True:
+            try:
+                if unsure:
+                    done = await self._tasks.settled(batch)
+                    batch = [s for s in batch if s.lease not in done]
+                if batch:
+                    await self._settle(batch)
+                return
+            except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
+                # Something in this batch the database will never take. It must not hold up the others.
+                await self._one_by_one(batch, error)
+                return
+            except Exception as error:
+                log.warning("%d settlements wait, trying again in about %.1f s: %s", len(self), pause, error)
+                unsure = True
+                await asyncio.sleep(pause * self._rng.uniform(0.5, 1.5))
+                pause = min(_LONGEST_PAUSE, pause * 2)
+
+    async def _one_by_one(self, batch: Sequence[Settlement], error: Exception) -> None:
+        if len(batch) > 1:
+            for settlement in batch:
+                await self._write([settlement])
+            return
+        (bad,) = batch
+        log.error("task %s: its settlement cannot be stored: %s", bad.id, error)
+        await self._write(
+            [
+                Settlement(
+                    bad.id,
+                    bad.lease,
+                    bad.attempt,
+                    Event.DEAD,
+                    failed=1,
+                    reason="invalid_result",
+                    last_error=f"what the attempt answered cannot be stored: {type(error).__name__}",
+                )
+            ]
+        )
+
+    async def _settle(self, batch: Sequence[Settlement]) -> None:
+        accepted = await self._tasks.settle(batch)
+        if len(accepted) == len(batch):
+            return
+        stale = [s for s in batch if s.lease not in accepted]
+        for settlement in stale:
+            log.warning("task %s: lease lost, its outcome %s is discarded", settlement.id, settlement.event)
+            self._rejected(settlement)
+        try:
+            await self._tasks.reject(self._worker, stale)
+        except Exception as error:
+            log.warning("%d refused settlements could not be put on record: %s", len(stale), error)

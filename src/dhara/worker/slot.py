@@ -1,0 +1,80 @@
+"""A slot: room for one running attempt, and what may interrupt it."""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum
+
+from dhara.domain.task import Claim
+from dhara.worker.context import Context
+
+
+class Stop(Enum):
+    """Why an attempt was told to stop."""
+
+    CANCEL = "cancel"
+    TIMEOUT = "timeout"
+    DRAIN = "drain"
+    EXIT = "exit"
+
+
+class Slot:
+    """One long-lived coroutine's place. `deadline` is on the monotonic clock."""
+
+    __slots__ = ("allowed", "claim", "context", "deadline", "index", "interruptible", "since", "stop", "stop_at", "task", "_sent")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.claim: Claim | None = None
+        self.context: Context | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.since = 0.0
+        self.deadline = 0.0
+        self.allowed = 0.0
+        self.interruptible = True
+        self.stop: Stop | None = None
+        self.stop_at = 0.0
+        self._sent = 0
+
+    def begin(self, claim: Claim, now: float, allowed: float, interruptible: bool) -> None:
+        """An attempt starts, for at most `allowed` seconds."""
+        self.claim = claim
+        self.context = None
+        self.since = now
+        self.allowed = allowed
+        self.deadline = now + allowed
+        self.interruptible = interruptible
+        self.stop = None
+        self._sent = 0
+
+    def interrupt(self, why: Stop, now: float) -> None:
+        """Tell the attempt to stop: its context says so, and an `async` handler gets a CancelledError."""
+        if self.claim is None:
+            return
+        if self.stop is None:
+            self.stop, self.stop_at = why, now
+        if self.context is not None:
+            self.context._cancel.set()
+        if self.interruptible and self.task is not None:
+            self._sent += 1
+            self.task.cancel()
+
+    def heeded(self) -> None:
+        """The attempt ended by a CancelledError: take the requests back, so that the slot itself lives on."""
+        if self.stop is Stop.EXIT or self.task is None:
+            return
+        while self._sent:
+            self.task.uncancel()
+            self._sent -= 1
+
+    async def end(self) -> None:
+        """The attempt is over. A request that came as it ended is swallowed here, not by the next attempt."""
+        self.claim = None
+        self.context = None
+        if self._sent:
+            try:
+                await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                if self.stop is Stop.EXIT:
+                    raise
+            self.heeded()

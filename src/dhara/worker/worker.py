@@ -1,0 +1,127 @@
+"""`Worker`: a worker as users start it, from their own code."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, Self
+
+from dhara import settings as settings_module
+from dhara.domain.ids import IdSource
+from dhara.errors import ConfigError
+from dhara.service import Every
+from dhara.store import migrate
+from dhara.store.pool import connect
+from dhara.worker import board as boards
+from dhara.worker.keeper import Leave
+from dhara.worker.registry import Registry
+from dhara.worker.runner import Runner, RunnerSettings
+from dhara.worker.supervisor import WorkerSpec, send, start_keeper, supervise
+
+log = logging.getLogger(__name__)
+
+_KEEPER_WATCH = 0.5
+
+
+class Worker:
+    """Runs a registry's handlers for the tasks of a database.
+
+    `Worker(dsn, tasks, queues={"mail": 20}).run()` blocks, forks its processes and handles signals; call it from the
+    main thread, before starting threads. `async with Worker(...)` runs the handlers on the caller's own loop; its
+    keeper is a process all the same. `queues`: name -> slots; None: all queues. Further keyword arguments are settings
+    by their names, such as `stale_after=30` (seconds).
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        registry: Registry,
+        *,
+        queues: Mapping[str, int] | None = None,
+        concurrency: int | None = None,
+        processes: int | None = None,
+        **settings: Any,
+    ) -> None:
+        self.settings = settings_module.load({"database_url": dsn, **settings})
+        self._registry = registry
+        self._queues = dict(queues) if queues else None
+        default = sum(queues.values()) if queues else self.settings.worker_count
+        self._concurrency = concurrency or default
+        self._processes = processes or self.settings.processes
+        self._runner: Runner | None = None
+        self._keeper: subprocess.Popen[bytes] | None = None
+        self._fd = -1
+        self._watch = Every(_KEEPER_WATCH, self._watch_keeper, "watching the keeper")
+        if not len(registry):
+            raise ConfigError("the registry has no handlers; register some with @tasks.task(...)")
+
+    def run(self) -> int:
+        """Run until SIGTERM or SIGINT; answers the exit code (0: drained)."""
+        return supervise(
+            WorkerSpec(
+                settings=self.settings,
+                registry=self._registry,
+                queues=self._queues,
+                concurrency=self._concurrency,
+                processes=self._processes,
+            )
+        )
+
+    @property
+    def runner(self) -> Runner:
+        """The runner of an `async with` worker."""
+        if self._runner is None:
+            raise RuntimeError("the worker is not running; use `async with Worker(...)`")
+        return self._runner
+
+    async def __aenter__(self) -> Self:
+        settings = RunnerSettings.of(self.settings, self._queues, self._concurrency)
+        connection = await connect(settings.database, "dhara worker start")
+        try:
+            await migrate.check(connection, settings.database.schema)
+        finally:
+            await connection.close()
+        self._fd = boards.share(1, self._concurrency)
+        (board,) = boards.attach(self._fd, 1, self._concurrency)
+        self._runner = Runner(self._registry, settings, worker=IdSource().new(), board=board)
+        await self._watch.start()
+        await self._runner.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.drain()
+
+    async def drain(self, grace: float | None = None) -> None:
+        """Claim nothing more, finish what runs within `grace` seconds, release the rest, stop."""
+        runner, self._runner = self._runner, None
+        if runner is None:
+            return
+        await runner.drain(grace)
+        await runner.stop()
+        await self._watch.stop()
+        await asyncio.to_thread(self._stop_keeper)
+
+    async def _watch_keeper(self) -> None:
+        """Start the keeper, and another one when it has died."""
+        if self._keeper is not None and self._keeper.poll() is None:
+            return
+        if self._keeper is not None:
+            log.error("the keeper ended; starting another")
+        self._keeper = await asyncio.to_thread(start_keeper, self.settings, self._fd, 1, self._concurrency)
+
+    def _stop_keeper(self) -> None:
+        if self._keeper is not None:
+            send(self._keeper, Leave())
+            with suppress(OSError):
+                assert self._keeper.stdin is not None
+                self._keeper.stdin.close()
+            try:
+                self._keeper.wait(10)
+            except subprocess.TimeoutExpired:
+                self._keeper.kill()
+        with suppress(OSError):
+            os.close(self._fd)
