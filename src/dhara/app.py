@@ -1,24 +1,191 @@
-"""The composition root: builds the parts, starts them in order, stops them in reverse."""
+"""The composition root: builds the parts of a server, starts them in order, stops them in reverse.
+
+    pool -> migrations -> notifier -> maintenance -> HTTP -> worker processes beside it
+
+`dhara server` and `dhara dev` run this; a worker composes itself (`worker/supervisor.py`).
+"""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
+from dhara import __version__
+from dhara.api.asgi import create_app
+from dhara.api.auth import is_loopback
+from dhara.api.server import serve
+from dhara.crew import Crew
+from dhara.errors import ConfigError
+from dhara.maintenance import Maintenance
+from dhara.maintenance.settings import MaintenanceSettings
 from dhara.settings import Settings
-from dhara.store.pool import DatabaseSettings
+from dhara.store import migrate
+from dhara.store.pool import DatabaseSettings, Pool
+from dhara.store.wakeup import Notifier
+
+log = logging.getLogger(__name__)
 
 
-def database_of(settings: Settings, **changes: Any) -> DatabaseSettings:
-    """What the store needs of the settings."""
-    values = {
-        "dsn": settings.database_url,
-        "schema": settings.schema,
-        "pool_min": settings.pool_min,
-        "pool_max": settings.pool_max,
-        "connect_timeout": settings.connect_timeout,
-        "command_timeout": settings.command_timeout,
-        "prepared": not settings.pooler,
-    }
-    values |= changes
-    values["pool_min"] = min(values["pool_min"], values["pool_max"])
-    return DatabaseSettings(**values)
+def database_of(settings: Settings, *, pool_max: int | None = None) -> DatabaseSettings:
+    """What the store needs of the settings; `pool_max` for those that need few connections."""
+    most = settings.pool_max if pool_max is None else pool_max
+    return DatabaseSettings(
+        dsn=settings.database_url,
+        schema=settings.schema,
+        pool_min=min(settings.pool_min, most),
+        pool_max=most,
+        connect_timeout=settings.connect_timeout,
+        command_timeout=settings.command_timeout,
+        prepared=not settings.pooler,
+    )
+
+
+def check_exposure(settings: Settings, *, open_is_fine: bool = False) -> None:
+    """Refuse to serve strangers without keys. Raises `ConfigError`."""
+    if not is_loopback(settings.host) and not settings.api_keys and not open_is_fine:
+        raise ConfigError(
+            f"HOST {settings.host} can be reached from other machines, and there are no API keys; set DHARA_API_KEYS,"
+            " bind 127.0.0.1, or say --i-know-this-is-open"
+        )
+
+
+class App:
+    """A server and what runs beside it.
+
+    `worker`: arguments of the `dhara worker` beside it, None for no worker; it inherits `environ` (None: this
+    process's). `on_started` learns the address once requests are answered.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        worker: Sequence[str] | None = None,
+        environ: Mapping[str, str] | None = None,
+        on_started: Callable[[str, int], None] = lambda host, port: None,
+    ) -> None:
+        self.settings = settings
+        self._worker = worker
+        self._environ = os.environ if environ is None else environ
+        self._on_started = on_started
+        self.pool = Pool(database_of(settings), "dhara server")
+        self.started = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._fatal = 0
+
+    def stop(self) -> None:
+        """Let `run` come to its end."""
+        self._stopping.set()
+
+    async def run(self) -> int:
+        """Start everything, serve until `stop`, stop everything; answers the exit code.
+
+        Raises `Unavailable`, `ConfigError` or `SchemaError` when it cannot start.
+        """
+        async with AsyncExitStack() as parts:
+            await parts.enter_async_context(self.pool)
+            await self._prepare_schema()
+            notifier = Notifier(self.pool, self.settings.schema)
+            parts.push_async_callback(notifier.close)
+            maintenance = Maintenance(self.pool, MaintenanceSettings.of(self.settings))
+            await maintenance.start()
+            parts.push_async_callback(maintenance.stop)
+            await self._serve(notifier if self.settings.wakeups else None)
+        return self._fatal
+
+    async def _prepare_schema(self) -> None:
+        async with self.pool.acquire() as connection:
+            if self.settings.auto_migrate:
+                for step in await migrate.up(connection, self.settings.schema):
+                    log.info("applied migration %04d_%s", step.version, step.name)
+            await migrate.check(connection, self.settings.schema)
+
+    async def _serve(self, notifier: Notifier | None) -> None:
+        crew = None if self._worker is None else Crew(self._worker, self._environ, self.settings)
+        http = asyncio.create_task(self._serve_http(notifier, crew), name="http")
+        told = asyncio.create_task(self._stopping.wait(), name="told")
+        try:
+            # The worker drains while the last requests are answered: both share one grace.
+            await asyncio.wait({http, told}, return_when=asyncio.FIRST_COMPLETED)
+            self._stopping.set()
+            if crew is not None:
+                await crew.stop()
+            await http
+        finally:
+            if crew is not None:
+                await crew.stop()
+            http.cancel()
+            told.cancel()
+
+    async def _serve_http(self, notifier: Notifier | None, crew: Crew | None) -> None:
+        watchers: set[asyncio.Task[Any]] = set()
+
+        def started(host: str, port: int) -> None:
+            if crew is not None:
+                watchers.add(asyncio.ensure_future(self._start(crew)))
+            self._on_started(host, port)
+            self.started.set()
+
+        await serve(
+            create_app(pool=self.pool, settings=self.settings, notifier=notifier, version=__version__),
+            host=self.settings.host,
+            port=self.settings.port,
+            stop=self._stopping,
+            on_started=started,
+            grace=min(10.0, self.settings.shutdown_timeout),
+        )
+
+    async def _start(self, crew: Crew) -> None:
+        await crew.start()
+        self._fatal = await crew.fatal
+        self.stop()
+
+
+def run(main: Callable[[], Awaitable[int]]) -> int:
+    """Run a coroutine function to its end, on uvloop where there is one."""
+    factory: Callable[[], asyncio.AbstractEventLoop]
+    try:
+        from uvloop import new_event_loop as factory
+    except ImportError:  # Windows
+        factory = asyncio.new_event_loop
+
+    async def inner() -> int:
+        return await main()
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(inner())
+
+
+async def until_told(work: Callable[[], Awaitable[int]], stop: Callable[[], None]) -> int:
+    """`work`, ended in order by the first SIGTERM or SIGINT, at once by the second; answers the exit code.
+
+    Ended by one signal it answers what `work` does, by two 128 + the signal.
+    """
+    loop = asyncio.get_running_loop()
+    told: list[int] = []
+    task = asyncio.ensure_future(work())
+
+    def tell(number: int) -> None:
+        told.append(number)
+        if len(told) == 1:
+            stop()
+        else:
+            task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, tell, number)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if len(told) > 1:
+            return 128 + told[1]
+        raise
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with suppress(ValueError):
+                loop.remove_signal_handler(number)

@@ -10,6 +10,7 @@
     ├── IdempotencyConflict      idempotency_conflict  same key, other payload
     ├── NotFound                 not_found           no such task, queue or worker
     ├── WrongState               wrong_state         the task's state does not allow that; names the state
+    ├── LeaseLost                lease_lost          the attempt's task is someone else's now; its writes roll back
     ├── RegistryError            registry_error      a handler cannot be registered as it is
     └── TaskFailed               task_failed         `handle.result()`: the task ended DEAD or CANCELED
 
@@ -100,6 +101,12 @@ class WrongState(DharaError):
     def __init__(self, state: str, wish: str) -> None:
         super().__init__(f"the task is {state}; {wish}")
         self.state = state
+
+
+class LeaseLost(DharaError):
+    """The attempt's task is someone else's now; what it writes does not count."""
+
+    code = "lease_lost"
 
 
 class RegistryError(DharaError, TypeError):

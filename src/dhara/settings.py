@@ -44,6 +44,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     retention: float = 7 * 86_400.0
     dead_retention: float = 30 * 86_400.0
     history_retention: float = 30 * 86_400.0
+    recycle_tasks: int = 0
+    recycle_memory: int = 0
     log_level: str = "info"
     log_format: str = "text"
     pool_min: int = 1
@@ -161,6 +163,8 @@ TABLE: tuple[Setting, ...] = (
     Setting("retention", duration, "how long COMPLETED and CANCELED tasks are kept"),
     Setting("dead_retention", duration, "how long DEAD tasks are kept"),
     Setting("history_retention", duration, "how long the history of pruned tasks is kept"),
+    Setting("recycle_tasks", _integer(0, 10**9), "a worker process is replaced after so many tasks; 0: never"),
+    Setting("recycle_memory", _integer(0, 10**6), "a worker process is replaced above so many MiB; 0: never"),
     Setting("log_level", _one_of("debug", "info", "warning", "error"), "the least level that is logged"),
     Setting("log_format", _one_of("text", "json"), "how log lines look"),
     Setting("pool_min", _integer(0, 1_000), "connections kept open"),

@@ -7,23 +7,24 @@ so `Api` puts the edge around the router itself.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import cast
 
 from starlette.applications import Starlette
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Router
 from starlette.routing import Route as StarletteRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dhara.api import problems
 from dhara.api.auth import Auth, unauthorized
 from dhara.api.cursors import Cursors
-from dhara.api.exchange import ClientGone, Reply, Request
+from dhara.api.exchange import ClientGone, Reply, Request, header_values, index_headers
 from dhara.api.figures import Figures
 from dhara.api.health import Health
 from dhara.api.ingest import Ingest, Wakes
@@ -45,19 +46,29 @@ from dhara.telemetry.metrics import OTHER, LoopLag, Traffic
 
 log = logging.getLogger(__name__)
 
+# Sends status, head lines and body of an answer in one piece.
+WholeReply = Callable[[int, bytes, bytes], Awaitable[None]]
+
 URL_BYTES = 8 * 1024
 HEADER_BYTES = 32 * 1024
 
 SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
     (
         b"content-security-policy",
-        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
-        b" frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+        (
+            b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
+            b" frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+        ),
     ),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
 )
 _NO_STORE = (b"cache-control", b"no-store")
+_NO_STORE_LINE = b"%b: %b\r\n" % _NO_STORE
+_SECURITY_LINES = b"".join([b"%b: %b\r\n" % header for header in SECURITY_HEADERS])
+# Made ids: unlike those of any other process, and countable within this one.
+_PROCESS = secrets.token_hex(6)
+_NUMBERS = itertools.count(1)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE"})
 
@@ -101,7 +112,9 @@ class Api(Starlette):
 
     def __init__(self, parts: Parts, further: Sequence[BaseRoute] = ()) -> None:
         self.parts = parts
-        super().__init__(routes=[*_routes(parts), *further], lifespan=_lifespan)
+        super().__init__(
+            routes=[*(StarletteRoute(*one) for one in _methods(parts).items()), *further], lifespan=_lifespan
+        )
         self.router.redirect_slashes = False
         self.router.default = _nothing
 
@@ -121,13 +134,13 @@ async def _lifespan(app: Api) -> AsyncIterator[None]:
         await app.parts.ingest.close()
 
 
-def _routes(parts: Parts) -> list[BaseRoute]:
-    """One Starlette route a path, so that every other method is a 405 that names the right ones."""
+def _methods(parts: Parts) -> dict[str, Methods]:
+    """One endpoint a path, so that every other method is a 405 that names the right ones."""
     by_path: dict[str, dict[str, Route]] = {}
     for route in TABLE:
         for path in route.paths:
             by_path.setdefault(path, {})[route.method] = route
-    return [StarletteRoute(path, Methods(path, methods, parts)) for path, methods in by_path.items()]
+    return {path: Methods(path, methods, parts) for path, methods in by_path.items()}
 
 
 async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
@@ -147,50 +160,49 @@ class Methods:
         self._allow = ", ".join(sorted(methods)).encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        outgoing = cast(Outgoing, send)
         scope["dhara.route"] = self._path
         route = self._methods.get(scope["method"])
         if route is None:
             allowed = self._allow.decode()
-            raise Refused("method_not_allowed", f"allowed here: {allowed}", headers=((b"allow", self._allow),))
+            raise Refused(
+                "method_not_allowed", f"allowed here: {allowed}", headers=((b"allow", self._allow),)
+            )
         request = Request(scope, receive, self._parts, query(scope["query_string"], route.query))
-        await respond(await route.endpoint(request), send)
-
-
-async def respond(reply: Reply, send: Send) -> None:
-    """Send `reply`."""
-    headers = [
-        (b"content-type", reply.content_type),
-        (b"content-length", str(len(reply.body)).encode()),
-        *reply.headers,
-    ]
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await send({"type": "http.response.body", "body": reply.body})
+        await outgoing.finish(await route.endpoint(request))
 
 
 class Edge:
     """What every request passes, whatever its route."""
 
-    def __init__(self, inner: ASGIApp, parts: Parts) -> None:
-        self._inner = inner
+    def __init__(self, router: Router, parts: Parts) -> None:
+        self._router = router
         self._auth = parts.auth
         self._traffic = parts.traffic
         self._probes = frozenset(path for route in TABLE if route.scope == PROBE for path in route.paths)
+        # Most requests go to a path without parameters: these need no search.
+        self._fixed = {path: methods for path, methods in _methods(parts).items() if "{" not in path}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._inner(scope, receive, send)
+            await self._router(scope, receive, send)
             return
         started = time.perf_counter()
+        index_headers(scope)
         request_id = scope["dhara.request_id"] = _request_id(scope)
         telemetry_log.request_id.set(request_id)
-        outgoing = _Outgoing(send, request_id)
+        outgoing = Outgoing(send, request_id, scope.get("dhara.reply"))
         try:
             self._check(scope)
-            await self._inner(scope, receive, outgoing)
+            await self._fixed.get(scope["path"], self._router)(scope, receive, outgoing)
         except ClientGone:
             log.debug("the client hung up before its answer")
         except Exception as error:
-            await self._refuse(error, outgoing, request_id)
+            refused = problems.refusal(error, request_id)
+            if outgoing.status:
+                # Too late for another answer; the broken one ends the connection.
+                raise
+            await outgoing.finish(problems.reply(refused, request_id))
         finally:
             self._count(scope, outgoing.status, time.perf_counter() - started)
 
@@ -199,17 +211,10 @@ class Edge:
         if len(scope.get("raw_path") or scope["path"]) + len(scope["query_string"]) > URL_BYTES:
             raise Refused("url_too_long", f"the URL is longer than {URL_BYTES:,} bytes")
         self._auth.check_host(scope)
-        if not self._auth.open and scope["path"] not in self._probes:
-            if not self._auth.knows([value for key, value in scope["headers"] if key == b"authorization"]):
-                raise unauthorized()
+        probed = self._auth.open or scope["path"] in self._probes
+        if not probed and not self._auth.knows(header_values(scope, b"authorization")):
+            raise unauthorized()
         self._auth.check_origin(scope)
-
-    async def _refuse(self, error: Exception, outgoing: _Outgoing, request_id: str) -> None:
-        refused = problems.refusal(error, request_id)
-        if outgoing.status:
-            # Too late for another answer; the broken one ends the connection.
-            raise error
-        await respond(problems.reply(refused, request_id), outgoing)
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         method = scope["method"] if scope["method"] in _METHODS else OTHER
@@ -219,14 +224,18 @@ class Edge:
             log.debug("%s %s -> %d in %.1f ms", method, scope["path"], status, seconds * 1000)
 
 
-class _Outgoing:
-    """`send`, with the headers that every answer has; remembers the status. 0: none was sent."""
+class Outgoing:
+    """`send`, with the headers that every answer has; remembers the status. 0: none was sent.
 
-    __slots__ = ("_request_id", "_send", "status")
+    An endpoint's whole answer goes through `finish`, in one piece where the server can take it so (`server.Cycle`).
+    """
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    __slots__ = ("_request_id", "_send", "_whole", "status")
+
+    def __init__(self, send: Send, request_id: str, whole: WholeReply | None) -> None:
         self._send = send
         self._request_id = request_id.encode()
+        self._whole = whole
         self.status = 0
 
     async def __call__(self, message: Message) -> None:
@@ -240,9 +249,29 @@ class _Outgoing:
             message["headers"] = headers
         await self._send(message)
 
+    async def finish(self, reply: Reply) -> None:
+        """Send `reply`, whole."""
+        headers = [
+            (b"content-type", reply.content_type),
+            (b"content-length", b"%d" % len(reply.body)),
+            *reply.headers,
+        ]
+        if self._whole is None:
+            await self({"type": "http.response.start", "status": reply.status, "headers": headers})
+            await self._send({"type": "http.response.body", "body": reply.body})
+            return
+        self.status = reply.status
+        head = b"".join([b"%b: %b\r\n" % header for header in headers])
+        cached = b"" if any(key == b"cache-control" for key, _ in reply.headers) else _NO_STORE_LINE
+        await self._whole(
+            reply.status,
+            b"%bx-request-id: %b\r\n%b%b" % (head, self._request_id, _SECURITY_LINES, cached),
+            reply.body,
+        )
+
 
 def _request_id(scope: Scope) -> str:
-    given: list[Any] = [value for key, value in scope["headers"] if key == b"x-request-id"]
+    given = header_values(scope, b"x-request-id")
     if len(given) == 1 and _REQUEST_ID.fullmatch(given[0]):
-        return str(given[0].decode())
-    return secrets.token_hex(8)
+        return given[0].decode()
+    return f"{_PROCESS}-{next(_NUMBERS):x}"

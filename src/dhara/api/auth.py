@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import Scope
 
+from dhara.api.exchange import header_values
 from dhara.api.problems import Refused
 from dhara.settings import Settings
 
@@ -39,6 +40,7 @@ class Auth:
         own = settings.host if ":" not in settings.host else f"[{settings.host.strip('[]')}]"
         self._hosts = LOOPBACK_NAMES | {own.lower()} | {_name(host) for host in settings.allowed_hosts}
         # An address cannot be rebound, only a name can; so where the world may come in, it may come by address.
+        self._seen: set[bytes] = set()
         self._addresses = not is_loopback(settings.host)
 
     @property
@@ -57,23 +59,28 @@ class Auth:
 
     def check_host(self, scope: Scope) -> None:
         """Raise `Refused` unless exactly one Host header names this server."""
-        hosts = [value for key, value in scope["headers"] if key == b"host"]
+        hosts = header_values(scope, b"host")
         if len(hosts) == 1:
+            if hosts[0] in self._seen:
+                return
             name = _name(hosts[0].decode("latin-1"))
             if name in self._hosts or (self._addresses and _is_address(name)):
+                if len(self._seen) < 100:
+                    self._seen.add(hosts[0])
                 return
-        raise Refused("misdirected_host", "this server does not answer for that host; add it to DHARA_ALLOWED_HOSTS")
+        raise Refused(
+            "misdirected_host", "this server does not answer for that host; add it to DHARA_ALLOWED_HOSTS"
+        )
 
     def check_origin(self, scope: Scope) -> None:
         """Raise `Refused` where a browser says that another site sends this request (cross-site request forgery)."""
         if scope["method"] in SAFE_METHODS:
             return
-        headers = {key: value for key, value in scope["headers"] if key in (b"sec-fetch-site", b"origin", b"host")}
-        site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
+        site, origin = _first(scope, b"sec-fetch-site"), _first(scope, b"origin")
         if site is not None:
             allowed = site in (b"same-origin", b"none")
         else:
-            allowed = origin is None or _netloc(origin) == headers.get(b"host", b"").decode("latin-1")
+            allowed = origin is None or _netloc(origin) == (_first(scope, b"host") or b"").decode("latin-1")
         if not allowed:
             raise Refused("cross_origin", "requests that other sites make a browser send are refused")
 
@@ -85,6 +92,10 @@ def unauthorized() -> Refused:
         "send one of the server's API keys as `Authorization: Bearer <key>`",
         headers=((b"www-authenticate", b"Bearer"),),
     )
+
+
+def _first(scope: Scope, name: bytes) -> bytes | None:
+    return next(iter(header_values(scope, name)), None)
 
 
 def _name(host: str) -> str:

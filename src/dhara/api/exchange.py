@@ -52,9 +52,24 @@ class Request:
         request_id: str = self.scope["dhara.request_id"]
         return request_id
 
-    def headers(self, name: bytes) -> list[bytes]:
+    def headers(self, name: bytes) -> tuple[bytes, ...]:
         """Every value of header `name` (lower case)."""
-        return [value for key, value in self.scope["headers"] if key == name]
+        return header_values(self.scope, name)
+
+
+def index_headers(scope: Scope) -> None:
+    """Make `header_values` cheap for this request: nearly no request has a header twice."""
+    single = dict(scope["headers"])
+    scope["dhara.headers"] = single if len(single) == len(scope["headers"]) else None
+
+
+def header_values(scope: Scope, name: bytes) -> tuple[bytes, ...]:
+    """Every value of header `name` (lower case) of a request whose headers are indexed."""
+    single: dict[bytes, bytes] | None = scope["dhara.headers"]
+    if single is None:
+        return tuple(value for key, value in scope["headers"] if key == name)
+    value = single.get(name)
+    return () if value is None else (value,)
 
 
 Endpoint = Callable[[Request], Awaitable[Reply]]

@@ -8,12 +8,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from msgspec import Struct
 
-from dhara.domain.lifecycle import State
 from dhara.api.shared import Shared
+from dhara.domain.lifecycle import State
 from dhara.store.pool import Pool
 from dhara.store.queues import Queue, Queues
 from dhara.store.stats import Fleet, Flow, Histogram, Stats, by_status
-from dhara.telemetry.metrics import BUCKETS, HISTOGRAMS, MOST_LABELS, OTHER, Family, Sample, Timing, family, single
+from dhara.telemetry.metrics import (
+    BUCKETS,
+    HISTOGRAMS,
+    MOST_LABELS,
+    OTHER,
+    Family,
+    Sample,
+    Timing,
+    family,
+    single,
+)
 
 KEEP = 1.0
 PATIENCE = 3.0
@@ -65,7 +75,9 @@ class Figures:
         if not 1 <= seconds <= 2 * RATE_WINDOW:
             return None
         enqueued, completed = totals.get(queue.name, (0, 0))
-        return round((queue.enqueued - enqueued) / seconds, 3), round((queue.completed - completed) / seconds, 3)
+        return round((queue.enqueued - enqueued) / seconds, 3), round(
+            (queue.completed - completed) / seconds, 3
+        )
 
     async def _take(self) -> Snapshot:
         async with self._pool.acquire() as connection:
@@ -84,7 +96,9 @@ class Figures:
 
 def totals(flows: Iterable[Flow]) -> dict[str, int]:
     """The life cycle's counters, by the names of their metrics."""
-    sums = dict.fromkeys(("enqueued", "completed", "attempt_failures", "retried", "dead", "canceled", "reaped"), 0)
+    sums = dict.fromkeys(
+        ("enqueued", "completed", "attempt_failures", "retried", "dead", "canceled", "reaped"), 0
+    )
     for flow in flows:
         for counter in _COUNTERS.get(flow.event, ()):
             sums[counter] += flow.n
@@ -152,7 +166,10 @@ def _queue_families(queues: Sequence[Queue]) -> list[Family]:
 
 def _histogram_families(histograms: Sequence[Histogram]) -> list[Family]:
     return [
-        family(metric, *_bounded([h for h in histograms if h.name == name and len(h.buckets) == len(BUCKETS) + 1]))
+        family(
+            metric,
+            *_bounded([h for h in histograms if h.name == name and len(h.buckets) == len(BUCKETS) + 1]),
+        )
         for name, metric in HISTOGRAMS.items()
     ]
 

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 MOST_WAITING = 10_000
 MOST_BYTES = 64 * 1024 * 1024
 MOST_TASKS = 500
-FLIGHTS = 2
+FLIGHTS = 1
 PAUSES = (0.05, 0.25)
 
 # A lost connection, or a deadlock: worth repeating at once. A time-out is not, its callers have waited long enough.
@@ -117,7 +117,9 @@ class Ingest:
         if not any(task.idempotency_key for task in tasks):
             # One statement is atomic by itself, and no task of it can conflict.
             answers = await self._tasks.enqueue(tasks)
-            return [_settled(answer, task, i) for i, (answer, task) in enumerate(zip(answers, tasks, strict=True))]
+            return [
+                _settled(answer, task, i) for i, (answer, task) in enumerate(zip(answers, tasks, strict=True))
+            ]
         ordered = _in_lock_order(tasks)
         async with self._pool.acquire() as connection, connection.transaction():
             answers = await self._tasks.on(connection).enqueue(ordered)
@@ -131,7 +133,9 @@ class Ingest:
         ready = {
             answer.task.queue
             for answer in answers
-            if isinstance(answer, Enqueued) and answer.created and answer.task.run_at <= answer.task.created_at
+            if isinstance(answer, Enqueued)
+            and answer.created
+            and answer.task.run_at <= answer.task.created_at
         }
         for queue in ready:
             self._notifier.wake(queue)

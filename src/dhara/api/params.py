@@ -109,10 +109,17 @@ QUEUE = Param("queue", _name, "only tasks of this queue", _NAMED)
 TAG = Param("tag", _text(limits.TAG_LENGTH), "only tasks with this tag", _sized(limits.TAG_LENGTH))
 AFTER = Param("created_after", _moment, "only tasks created later than this", _TIME)
 BEFORE = Param("created_before", _moment, "only tasks created earlier than this", _TIME)
-SEARCH = Param("q", _text(SEARCH_LENGTH), "looked for in id, type, idempotency key and last error", _sized(SEARCH_LENGTH))
+SEARCH = Param(
+    "q", _text(SEARCH_LENGTH), "looked for in id, type, idempotency key and last error", _sized(SEARCH_LENGTH)
+)
 PAGE = (
     Param("limit", _integer(*limits.LIST_LIMIT), "tasks a page", _range(*limits.LIST_LIMIT, 20)),
-    Param("offset", _integer(0, MOST_OFFSET), "tasks to skip; slow when large, cursor is not", _range(0, MOST_OFFSET, 0)),
+    Param(
+        "offset",
+        _integer(0, MOST_OFFSET),
+        "tasks to skip; slow when large, cursor is not",
+        _range(0, MOST_OFFSET, 0),
+    ),
     Param("cursor", str, "next_cursor of the page before, with the same filters"),
 )
 TASKS = (
@@ -120,7 +127,12 @@ TASKS = (
     TYPE,
     QUEUE,
     Param("retrying", _boolean, "true: only PENDING tasks that have failed before", {"type": "boolean"}),
-    Param("due", _choice("ready", "delayed"), "only PENDING tasks that are due, or not yet", {"type": "string", "enum": ["ready", "delayed"]}),
+    Param(
+        "due",
+        _choice("ready", "delayed"),
+        "only PENDING tasks that are due, or not yet",
+        {"type": "string", "enum": ["ready", "delayed"]},
+    ),
     Param("worker", _uuid, "only tasks that this worker runs", _ID),
     TAG,
     AFTER,
@@ -129,6 +141,8 @@ TASKS = (
     *PAGE,
 )
 DEAD = (TYPE, QUEUE, TAG, AFTER, BEFORE, SEARCH, *PAGE)
-WAIT = (Param("timeout", _seconds(0, MOST_WAIT), "seconds to wait at most", _range(0, MOST_WAIT, 30, "number")),)
+WAIT = (
+    Param("timeout", _seconds(0, MOST_WAIT), "seconds to wait at most", _range(0, MOST_WAIT, 30, "number")),
+)
 ID_SCHEMA = _ID
 NAME_SCHEMA = _NAMED

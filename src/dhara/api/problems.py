@@ -122,7 +122,11 @@ def refusal(error: BaseException, request_id: str = "") -> Refused:
             field = "idempotency_key" if error.index is None else f"[{error.index}].idempotency_key"
             errors = ((field, "belongs to a task with another payload"),)
             return Refused(
-                "idempotency_conflict", str(error), errors=errors, index=error.index, task_id=str(error.existing)
+                "idempotency_conflict",
+                str(error),
+                errors=errors,
+                index=error.index,
+                task_id=str(error.existing),
             )
         case NotFound():
             return not_found()
@@ -139,16 +143,24 @@ def not_found() -> Refused:
 def _own_fault(error: BaseException, request_id: str) -> Refused:
     if isinstance(error, SchemaError | asyncpg.UndefinedTableError | asyncpg.UndefinedColumnError):
         log.error("the schema does not fit (request %s): %s", request_id, error)
-        return busy("schema_error", "the database's schema does not fit this version; run `dhara migrate up`", 5)
+        return busy(
+            "schema_error", "the database's schema does not fit this version; run `dhara migrate up`", 5
+        )
     if isinstance(error, Unavailable | ConfigError) or is_transient(error):
-        log.warning("the database is unavailable (request %s): %s: %s", request_id, type(error).__name__, error)
+        log.warning(
+            "the database is unavailable (request %s): %s: %s", request_id, type(error).__name__, error
+        )
         return busy("unavailable", "the database does not answer or takes no writes; try again")
-    if isinstance(error, asyncpg.DataError) or (isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError)):
+    if isinstance(error, asyncpg.DataError) or (
+        isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError)
+    ):
         # Ours to have caught earlier, but the input's fault all the same.
         log.error("the database refused a value (request %s): %s", request_id, error)
         return Refused("invalid_task", "a value cannot be stored by the database")
     log.error("request %s failed", request_id, exc_info=error)
-    return Refused("internal", f"something went wrong inside; the log has the details under request {request_id}")
+    return Refused(
+        "internal", f"something went wrong inside; the log has the details under request {request_id}"
+    )
 
 
 def reply(refused: Refused, request_id: str) -> Reply:
@@ -161,7 +173,9 @@ def reply(refused: Refused, request_id: str) -> Reply:
         detail=_plain(refused.detail),
         code=refused.code,
         request_id=request_id,
-        errors=[FieldProblem(_plain(field)[:200], _plain(message)) for field, message in refused.errors[:100]],
+        errors=[
+            FieldProblem(_plain(field)[:200], _plain(message)) for field, message in refused.errors[:100]
+        ],
         **refused.extra,
     )
     return Reply(status, msgspec.json.encode(problem), b"application/problem+json", tuple(refused.headers))

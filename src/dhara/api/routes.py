@@ -59,7 +59,15 @@ TABLE: tuple[Route, ...] = (
         scope=ENQUEUE,
         request=shapes.NewTaskIn,
         answers={201: shapes.TaskOut, 200: shapes.TaskOut},
-        errors=(*BODY, "invalid_task", "invalid_string", "payload_too_large", "idempotency_conflict", "overloaded", *DATABASE),
+        errors=(
+            *BODY,
+            "invalid_task",
+            "invalid_string",
+            "payload_too_large",
+            "idempotency_conflict",
+            "overloaded",
+            *DATABASE,
+        ),
     ),
     Route(
         method="GET",
@@ -111,7 +119,15 @@ TABLE: tuple[Route, ...] = (
         request=shapes.RetryIn,
         request_required=False,
         answers={200: shapes.TaskOut},
-        errors=(*BODY, "invalid_task", "invalid_string", "payload_too_large", "not_found", "wrong_state", *DATABASE),
+        errors=(
+            *BODY,
+            "invalid_task",
+            "invalid_string",
+            "payload_too_large",
+            "not_found",
+            "wrong_state",
+            *DATABASE,
+        ),
     ),
     Route(
         method="GET",

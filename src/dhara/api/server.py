@@ -13,10 +13,10 @@ import secrets
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from dhara.api import problems
 from dhara.api.asgi import HEADER_BYTES, SECURITY_HEADERS, URL_BYTES, Api
@@ -28,7 +28,38 @@ log = logging.getLogger(__name__)
 ARRIVAL_SECONDS = 20.0
 KEEP_ALIVE_SECONDS = 75
 MOST_CONNECTIONS = 4_000
-_REASONS = {400: b"Bad Request", 408: b"Request Timeout", 414: b"URI Too Long", 431: b"Request Header Fields Too Large"}
+_REASONS = {
+    400: b"Bad Request",
+    408: b"Request Timeout",
+    414: b"URI Too Long",
+    431: b"Request Header Fields Too Large",
+}
+
+
+class Cycle(RequestResponseCycle):
+    """One request and its answer, which it can take in one piece: one write, and nothing to check again."""
+
+    async def reply(self, status: int, head: bytes, body: bytes) -> None:
+        """Send the whole answer; `head` are its header lines."""
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        if self.response_started:
+            raise RuntimeError("the answer has begun already")
+        lines = [STATUS_LINE[status], *(b"%b: %b\r\n" % header for header in self.default_headers), head]
+        if not self.keep_alive:
+            lines.append(b"connection: close\r\n")
+        lines.append(b"\r\n")
+        if self.scope["method"] != "HEAD":
+            lines.append(body)
+        self.response_started = self.response_complete = True
+        self.waiting_for_100_continue = False
+        self.transport.write(b"".join(lines))
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
 
 
 class Protocol(HttpToolsProtocol):
@@ -53,8 +84,16 @@ class Protocol(HttpToolsProtocol):
         self._head += len(data)
         super().data_received(data)
         if not self._complete and self._head > HEADER_BYTES + URL_BYTES and not self.transport.is_closing():
-            self._refusal = "url_too_long" if not self.headers and len(self.url) > URL_BYTES else "headers_too_large"
+            self._refusal = (
+                "url_too_long" if not self.headers and len(self.url) > URL_BYTES else "headers_too_large"
+            )
             self.send_400_response("")
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        # uvicorn makes its cycles itself; this is the place where each passes once.
+        cycle.__class__ = Cycle
+        cast(dict[str, Any], cycle.scope)["dhara.reply"] = cast(Cycle, cycle).reply
+        super()._start_asgi_task(cycle, app)
 
     def on_message_begin(self) -> None:
         self._complete = False
@@ -77,10 +116,22 @@ class Protocol(HttpToolsProtocol):
         self._arrived()
         code, self._refusal = self._refusal, "bad_request"
         request_id = secrets.token_hex(8)
-        refused = Refused(code, "this is not a request that the server understands" if code == "bad_request" else problems.PROBLEMS[code][1])
+        refused = Refused(
+            code,
+            "this is not a request that the server understands"
+            if code == "bad_request"
+            else problems.PROBLEMS[code][1],
+        )
         reply = problems.reply(refused, request_id)
-        head = [b"HTTP/1.1 %d %s" % (reply.status, _REASONS[reply.status]), b"content-type: " + reply.content_type]
-        head += [b"content-length: %d" % len(reply.body), b"connection: close", b"x-request-id: " + request_id.encode()]
+        head = [
+            b"HTTP/1.1 %d %s" % (reply.status, _REASONS[reply.status]),
+            b"content-type: " + reply.content_type,
+        ]
+        head += [
+            b"content-length: %d" % len(reply.body),
+            b"connection: close",
+            b"x-request-id: " + request_id.encode(),
+        ]
         head += [key + b": " + value for key, value in SECURITY_HEADERS]
         self.transport.write(b"\r\n".join(head) + b"\r\n\r\n" + reply.body)
         self.transport.close()
@@ -131,7 +182,9 @@ class Server(uvicorn.Server):
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket's beginning. Raises `ConfigError` when the address cannot be had."""
     try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
         bound = socket.socket(family, kind, proto)
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -141,7 +194,9 @@ def bind(host: str, port: int) -> socket.socket:
             bound.close()
             raise
     except OSError as error:
-        hint = "; another program has it, choose another DHARA_PORT" if error.errno == errno.EADDRINUSE else ""
+        hint = (
+            "; another program has it, choose another DHARA_PORT" if error.errno == errno.EADDRINUSE else ""
+        )
         raise ConfigError(f"cannot bind {host}:{port}: {error.strerror or error}{hint}") from None
     return bound
 

@@ -7,6 +7,7 @@ progress are given back exactly as they came.
 from __future__ import annotations
 
 from datetime import datetime
+from operator import attrgetter
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -22,7 +23,9 @@ from dhara.store.workers import RunningTask, WorkerRow
 Name = Annotated[str, Meta(pattern=f"^{limits.NAME_PATTERN}$", description=limits.NAME_HINT)]
 Key = Annotated[str, Meta(min_length=1, max_length=limits.IDEMPOTENCY_KEY_LENGTH)]
 Priority = Annotated[int, Meta(ge=limits.PRIORITY[0], le=limits.PRIORITY[1], description="Higher first.")]
-Json = Annotated[Any, Meta(description=f"Any JSON, at most {limits.PAYLOAD_BYTES // 1024} KiB, kept byte for byte.")]
+Json = Annotated[
+    Any, Meta(description=f"Any JSON, at most {limits.PAYLOAD_BYTES // 1024} KiB, kept byte for byte.")
+]
 Moment = Annotated[datetime, Meta(tz=True)]
 
 
@@ -34,12 +37,44 @@ class NewTaskIn(Struct, kw_only=True, forbid_unknown_fields=True):
     queue: Name = "default"
     priority: Priority = 0
     max_retries: Annotated[int, Meta(ge=limits.MAX_RETRIES[0], le=limits.MAX_RETRIES[1])] = 5
-    run_at: Annotated[datetime, Meta(tz=True, description="Not before; excludes delay. At most 365 days ahead.")] = msgspec.UNSET  # type: ignore[assignment]
-    delay: Annotated[float, Meta(ge=limits.DELAY_SECONDS[0], le=limits.DELAY_SECONDS[1], description="Seconds from now.")] = msgspec.UNSET  # type: ignore[assignment]
+    run_at: Annotated[
+        datetime, Meta(tz=True, description="Not before; excludes delay. At most 365 days ahead.")
+    ] = msgspec.UNSET  # type: ignore[assignment]
+    delay: Annotated[
+        float, Meta(ge=limits.DELAY_SECONDS[0], le=limits.DELAY_SECONDS[1], description="Seconds from now.")
+    ] = msgspec.UNSET  # type: ignore[assignment]
     idempotency_key: Key = msgspec.UNSET  # type: ignore[assignment]
-    timeout: Annotated[float, Meta(ge=limits.TIMEOUT_SECONDS[0], le=limits.TIMEOUT_SECONDS[1], description="Seconds an attempt may take.")] = msgspec.UNSET  # type: ignore[assignment]
-    expires_at: Annotated[datetime, Meta(tz=True, description="If it has not started by then, it becomes DEAD.")] = msgspec.UNSET  # type: ignore[assignment]
-    tags: Annotated[list[Annotated[str, Meta(min_length=1, max_length=limits.TAG_LENGTH)]], Meta(max_length=limits.TAGS)] = msgspec.UNSET  # type: ignore[assignment]
+    timeout: Annotated[
+        float,
+        Meta(
+            ge=limits.TIMEOUT_SECONDS[0],
+            le=limits.TIMEOUT_SECONDS[1],
+            description="Seconds an attempt may take.",
+        ),
+    ] = msgspec.UNSET  # type: ignore[assignment]
+    expires_at: Annotated[
+        datetime, Meta(tz=True, description="If it has not started by then, it becomes DEAD.")
+    ] = msgspec.UNSET  # type: ignore[assignment]
+    tags: Annotated[
+        list[Annotated[str, Meta(min_length=1, max_length=limits.TAG_LENGTH)]], Meta(max_length=limits.TAGS)
+    ] = msgspec.UNSET  # type: ignore[assignment]
+    unique_key: Key = msgspec.UNSET  # type: ignore[assignment]
+    unique_for: Annotated[
+        str | float,
+        Meta(description="How long unique_key keeps others of its type out: pending, open (default), or seconds."),
+    ] = msgspec.UNSET  # type: ignore[assignment]
+    on_conflict: Annotated[
+        Literal["keep", "replace", "reschedule"],
+        Meta(description="What becomes of the PENDING task that has the unique_key; keep (default) answers it."),
+    ] = msgspec.UNSET  # type: ignore[assignment]
+    retention: Annotated[
+        float,
+        Meta(
+            ge=limits.RETENTION_SECONDS[0],
+            le=limits.RETENTION_SECONDS[1],
+            description="Seconds that the task is kept once it is final.",
+        ),
+    ] = msgspec.UNSET  # type: ignore[assignment]
     concurrency_key: Key = msgspec.UNSET  # type: ignore[assignment]
     traceparent: Annotated[str, Meta(pattern=f"^{limits.TRACEPARENT.pattern}$")] = msgspec.UNSET  # type: ignore[assignment]
 
@@ -82,6 +117,8 @@ class TaskRow(Struct, kw_only=True, omit_defaults=True, frozen=True):
     expires_at: Moment | None = None
     timeout: float | None = None
     idempotency_key: str | None = None
+    unique_key: str | None = None
+    retention: float | None = None
     concurrency_key: str | None = None
     traceparent: str | None = None
     locked_by: Annotated[UUID | None, Meta(description="The worker that runs it.")] = None
@@ -268,12 +305,15 @@ def raw(text: str | None) -> Raw | None:
 
 
 _ROW_FIELDS = tuple(field for field in TaskRow.__struct_fields__ if field not in ("locked_by", "tags"))
+_row_values = attrgetter(*_ROW_FIELDS)
 
 
 def _shown(task: Task) -> dict[str, Any]:
-    values = {field: getattr(task, field) for field in _ROW_FIELDS}
-    values["tags"] = list(task.tags) or None
-    values["locked_by"] = task.locked_by if task.status is State.RUNNING else None
+    values = dict(zip(_ROW_FIELDS, _row_values(task), strict=True))
+    if task.tags:
+        values["tags"] = list(task.tags)
+    if task.status is State.RUNNING:
+        values["locked_by"] = task.locked_by
     return values
 
 
@@ -282,12 +322,18 @@ def task_row(task: Task) -> TaskRow:
 
 
 def task_out(task: Task) -> TaskOut:
-    return TaskOut(**_shown(task), payload=raw(task.payload), result=raw(task.result), progress=raw(task.progress))
+    return TaskOut(
+        **_shown(task), payload=raw(task.payload), result=raw(task.result), progress=raw(task.progress)
+    )
 
 
 def batched_out(task: Task, created: bool) -> BatchedOut:
     return BatchedOut(
-        **_shown(task), payload=raw(task.payload), result=raw(task.result), progress=raw(task.progress), created=created
+        **_shown(task),
+        payload=raw(task.payload),
+        result=raw(task.result),
+        progress=raw(task.progress),
+        created=created,
     )
 
 
@@ -322,5 +368,7 @@ def queue_out(queue: Queue, rates: tuple[float, float] | None) -> QueueOut:
 
 def worker_out(worker: WorkerRow, running: list[RunningTask]) -> WorkerOut:
     values = {field: getattr(worker, field) for field in WorkerOut.__struct_fields__ if field != "tasks"}
-    tasks = [RunningOut(r.id, r.type, r.queue, r.attempt, r.started_at) for r in running if r.worker == worker.id]
+    tasks = [
+        RunningOut(r.id, r.type, r.queue, r.attempt, r.started_at) for r in running if r.worker == worker.id
+    ]
     return WorkerOut(**values | {"queues": raw(worker.queues)}, tasks=tasks)

@@ -24,7 +24,7 @@ EXPONENT = 400
 _SUSPECT = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
 _NO_BRACKET = re.compile(r"[^\[\]{}]+")
-_LONG_NUMBER = re.compile(r"[0-9]{%d}" % (NUMBER_DIGITS + 1))
+_LONG_NUMBER = re.compile(f"[0-9]{{{NUMBER_DIGITS + 1}}}")
 _STEP = {"[": 1, "{": 1, "]": -1, "}": -1}
 
 
@@ -42,7 +42,9 @@ def parse(body: bytes, levels: int = limits.JSON_DEPTH) -> Any:
     try:
         value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        raise _invalid(f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+        raise _invalid(
+            f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        ) from None
     except RecursionError:
         raise _too_deep(levels) from None
     except ValueError:
@@ -96,7 +98,9 @@ def _depth(text: str) -> int:
 def _refuse_unstorable(value: Any) -> None:
     for path, text in _strings(value):
         if problem := text_problem(text):
-            raise Refused("invalid_string", f"a text of the body {problem}", errors=((path or "body", problem),))
+            raise Refused(
+                "invalid_string", f"a text of the body {problem}", errors=((path or "body", problem),)
+            )
 
 
 def _strings(value: Any) -> Iterator[tuple[str, str]]:

@@ -49,7 +49,9 @@ class Waiters:
         if self._closed or seconds <= 0:
             return
         if self._count >= self._most:
-            raise busy("overloaded", f"{self._most:,} callers wait already; try again, or ask for the task itself")
+            raise busy(
+                "overloaded", f"{self._most:,} callers wait already; try again, or ask for the task itself"
+            )
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(id, set()).add(future)
         self._count += 1
@@ -58,7 +60,9 @@ class Waiters:
             self._poller = asyncio.create_task(self._poll(), name="waiters")
         gone = asyncio.create_task(_hung_up(receive)) if receive is not None else None
         try:
-            await asyncio.wait({future, gone} if gone else {future}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                {future, gone} if gone else {future}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+            )
             if gone is not None and gone.done() and not future.done():
                 raise ClientGone
         finally:
@@ -98,7 +102,7 @@ class Waiters:
         if not self._newcomer.is_set():
             try:
                 await asyncio.wait_for(self._newcomer.wait(), self._pause)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 self._pause = min(self._pause * GROWTH, SLOWEST)
                 return
         self._newcomer.clear()

@@ -6,6 +6,7 @@ a payload of 256 KiB, 64 levels of nesting in a payload.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -18,7 +19,7 @@ from dhara.api.exchange import ClientGone, Request
 from dhara.api.problems import Refused
 from dhara.api.strict import parse
 from dhara.domain import limits
-from dhara.domain.ids import new_id
+from dhara.domain.ids import IdSource
 from dhara.domain.task import EMPTY_PAYLOAD, NewTask
 from dhara.domain.validate import new_task
 from dhara.errors import InvalidBatch, InvalidTask
@@ -28,6 +29,22 @@ BATCH_BODY_BYTES = 4 * 1024 * 1024
 QUERY_FIELDS = 100
 RETRY_FIELDS = ("queue", "priority", "payload", "run_at")
 
+
+class _Random:
+    """Random bytes, fetched from the system by the page: a system call for every id would cost more than the id."""
+
+    def __init__(self) -> None:
+        self._page = b""
+        self._at = 0
+
+    def __call__(self, n: int) -> bytes:
+        if self._at + n > len(self._page):
+            self._page, self._at = os.urandom(4_096), 0
+        self._at += n
+        return self._page[self._at - n : self._at]
+
+
+_new_id = IdSource(random_bytes=_Random()).new
 _ONE = msgspec.json.Decoder(dict[str, Raw])
 _MANY = msgspec.json.Decoder(list[dict[str, Raw]])
 _WRAPPED = msgspec.json.Decoder(dict[str, list[dict[str, Raw]]])
@@ -91,7 +108,9 @@ def check_media(request: Request) -> None:
 
 def _is_json(media: bytes) -> bool:
     kind, *parameters = (part.strip().lower() for part in media.split(b";"))
-    return kind == b"application/json" and all(p in (b"", b"charset=utf-8", b'charset="utf-8"') for p in parameters)
+    return kind == b"application/json" and all(
+        p in (b"", b"charset=utf-8", b'charset="utf-8"') for p in parameters
+    )
 
 
 async def created_task(request: Request) -> NewTask:
@@ -117,7 +136,11 @@ async def batch(request: Request) -> list[NewTask]:
     items = value.get("tasks") if wrapped else value
     low, high = limits.BATCH
     if not isinstance(items, list) or not low <= len(items) <= high:
-        raise Refused("invalid_batch", f"send {low:,} to {high:,} tasks", errors=(("tasks", f"{low:,} to {high:,} tasks"),))
+        raise Refused(
+            "invalid_batch",
+            f"send {low:,} to {high:,} tasks",
+            errors=(("tasks", f"{low:,} to {high:,} tasks"),),
+        )
     for index, item in enumerate(items):
         if not isinstance(item, dict):
             raise InvalidBatch(index, [("body", "must be an object")])
@@ -151,7 +174,11 @@ async def change(request: Request) -> Change:
     value = parse(body, limits.JSON_DEPTH + 1)
     if not isinstance(value, dict):
         raise Refused("invalid_task", "the body must be an object", errors=(("body", "must be an object"),))
-    unknown = [(key, "unknown field; a retry may change " + ", ".join(RETRY_FIELDS)) for key in value if key not in RETRY_FIELDS]
+    unknown = [
+        (key, "unknown field; a retry may change " + ", ".join(RETRY_FIELDS))
+        for key in value
+        if key not in RETRY_FIELDS
+    ]
     if unknown:
         raise InvalidTask(unknown)
     given = set(value)
@@ -176,10 +203,10 @@ def _task(value: dict[str, Any], raws: Mapping[str, Raw], now: datetime) -> NewT
             problem = f"is larger than {limits.PAYLOAD_BYTES // 1024} KiB"
             raise InvalidTask([("payload", problem)], "payload_too_large")
         payload = sliced.decode()
-    return new_task(value, payload, id=new_id(), now=now)
+    return new_task(value, payload, id=_new_id(), now=now)
 
 
-def _with_header_key(value: dict[str, Any], keys: list[bytes]) -> None:
+def _with_header_key(value: dict[str, Any], keys: tuple[bytes, ...]) -> None:
     """Put the `Idempotency-Key` header's value where the field is."""
     try:
         key = keys[0].decode("utf-8")
@@ -196,7 +223,9 @@ def query(raw: bytes, known: tuple[Param, ...]) -> dict[str, Any]:
     if not raw:
         return {}
     try:
-        pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=QUERY_FIELDS)
+        pairs = parse_qsl(
+            raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=QUERY_FIELDS
+        )
     except ValueError:
         raise Refused("invalid_query", "the query is not UTF-8, or has too many parameters") from None
     by_name = {param.name: param for param in known}

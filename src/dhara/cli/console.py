@@ -52,6 +52,11 @@ class Console:
         """A line for people."""
         click.echo(text, color=self.fancy)
 
+    def say(self, text: str) -> None:
+        """A line for people beside the answer: on standard error, unless a program listens."""
+        if not self.json:
+            complain(text)
+
     def answer(self, value: Any) -> None:
         """The one JSON document of a `--json` call."""
         import msgspec
@@ -94,7 +99,12 @@ class Command(click.Command):
         self.examples = examples
         self.params += [
             click.Option(
-                ["--json"], is_flag=True, expose_value=False, is_eager=True, callback=_set("json"), help="Answer in JSON."
+                ["--json"],
+                is_flag=True,
+                expose_value=False,
+                is_eager=True,
+                callback=_set("json"),
+                help="Answer in JSON.",
             ),
             click.Option(
                 ["--config"],
@@ -104,7 +114,12 @@ class Command(click.Command):
                 help="Read settings from this file instead of dhara.toml.",
             ),
             click.Option(
-                ["--debug"], is_flag=True, expose_value=False, is_eager=True, callback=_set("debug"), help="Show tracebacks."
+                ["--debug"],
+                is_flag=True,
+                expose_value=False,
+                is_eager=True,
+                callback=_set("debug"),
+                help="Show tracebacks.",
             ),
         ]
 

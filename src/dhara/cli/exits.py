@@ -1,14 +1,14 @@
 """From exceptions to exit codes: one table, one line on standard error, no password in it.
 
-    0    done
-    1    the answer is no: no such task, wrong state, the task failed
-    2    usage, or a value that is out of bounds
-    3    the database's schema is missing, older, newer or damaged
-    69   the database or the server does not answer
-    70   an error inside dhara
-    75   not in time
-    78   a setting, a module or a handler is wrong
-    130  interrupted
+0    done
+1    the answer is no: no such task, wrong state, the task failed
+2    usage, or a value that is out of bounds
+3    the database's schema is missing, older, newer or damaged
+69   the database or the server does not answer
+70   an error inside dhara
+75   not in time
+78   a setting, a module or a handler is wrong
+130  interrupted
 """
 
 from __future__ import annotations
@@ -63,15 +63,22 @@ def run(console: Console, arguments: Sequence[str], work: Callable[[], Any]) -> 
 
 def _report(console: Console, arguments: Sequence[str], error: Exception) -> int:
     error, code = _judged(error)
-    line, name = _line(error, code), getattr(error, "code", "error")
+    line = _line(error, code)
     if console.debug or "--debug" in arguments:
         complain("".join(traceback.format_exception(error)).rstrip())
     complain(f"dhara: {line}")
     if console.json or "--json" in arguments:
         with suppress(OSError):
-            console.answer({"error": {"code": name if isinstance(name, str) else "usage", "message": line}})
+            console.answer({"error": {"code": _name(error, code), "message": line}})
             _flush()
     return code
+
+
+def _name(error: Exception, code: int) -> str:
+    found = getattr(error, "code", None)
+    if isinstance(found, str):
+        return found
+    return {2: "usage", 75: "timeout"}.get(code, "internal")
 
 
 def _judged(error: Exception) -> tuple[Exception, int]:
@@ -79,6 +86,8 @@ def _judged(error: Exception) -> tuple[Exception, int]:
     for kind, code in CODES:
         if isinstance(error, kind):
             return error, code
+    if getattr(error, "code", None) == errors.EmbeddedPostgresError.code:
+        return error, 69
     if not isinstance(error, click.ClickException):
         from dhara.client.backend import translation
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -49,15 +50,29 @@ class Root(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, about) for name, (_, about) in COMMANDS.items()])
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> Any:
         """Run, and exit with the code that says how it ended."""
+        if os.environ.get("_DHARA_COMPLETE"):  # A shell asks for completions.
+            return super().main(args, prog_name or "dhara", **extra)
         given = list(sys.argv[1:] if args is None else args)
         console = Console()
-        extra |= {"standalone_mode": False, "obj": console}
-        sys.exit(run(console, given, lambda: super(Root, self).main(given, prog_name or "dhara", **extra)))
+
+        def work() -> Any:
+            # Not by click's own `main`, which has views of its own on broken pipes and Ctrl-C.
+            with self.make_context(prog_name or "dhara", list(given), obj=console) as ctx:
+                return self.invoke(ctx)
+
+        sys.exit(run(console, given, work))
 
 
-@click.group(cls=Root, help=_HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    "dhara",
+    cls=Root,
+    help=_HELP,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="dhara")
 def cli() -> None:
     pass

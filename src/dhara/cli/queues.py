@@ -82,7 +82,11 @@ def resume(console: Console, name: str) -> None:
     _show(console, name, _on_queues(console, work, wake=name))
 
 
-@click.command("workers", cls=Command, examples="dhara workers\ndhara workers --json | jq '.workers[] | select(.state == \"live\")'")
+@click.command(
+    "workers",
+    cls=Command,
+    examples="dhara workers\ndhara workers --json | jq '.workers[] | select(.state == \"live\")'",
+)
 @click.pass_obj
 def workers(console: Console) -> None:
     """List live and lately lost workers."""
@@ -101,11 +105,21 @@ def workers(console: Console) -> None:
         console.answer({"workers": [worker_out(row, running) for row in found]})
         return
     rows = [
-        (str(w.id), w.state, f"{w.host}:{w.pid}", f"{w.running}/{w.slots}", span(w.beat_age), ago(w.started_at), ", ".join(w.types))
+        (
+            str(w.id),
+            w.state,
+            f"{w.host}:{w.pid}",
+            f"{w.running}/{w.slots}",
+            span(w.beat_age),
+            ago(w.started_at),
+            ", ".join(w.types),
+        )
         for w in found
     ]
     head = ("WORKER", "STATE", "HOST:PID", "RUNNING", "BEAT AGE", "STARTED", "TYPES")
-    console.print(table(head, rows, fancy=console.fancy) if rows else "no worker; start one with `dhara worker MODULE`")
+    console.print(
+        table(head, rows, fancy=console.fancy) if rows else "no worker; start one with `dhara worker MODULE`"
+    )
 
 
 def _on_queues(console: Console, work: Any, wake: str | None = None) -> Any:

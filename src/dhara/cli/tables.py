@@ -88,7 +88,11 @@ def span(seconds: float) -> str:
         return f"{max(0, seconds) * 1000:.0f}ms"
     if seconds < 60:
         return f"{seconds:.1f}s" if seconds < 10 else f"{seconds:.0f}s"
-    for size, name, small, small_name in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m"), (60, "m", 1, "s")):
+    for size, name, small, small_name in (
+        (86_400, "d", 3_600, "h"),
+        (3_600, "h", 60, "m"),
+        (60, "m", 1, "s"),
+    ):
         if seconds >= size:
             rest = int(seconds % size // small)
             return f"{int(seconds // size)}{name}" + (f" {rest}{small_name}" if rest else "")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 STATES = ("PENDING", "RUNNING", "COMPLETED", "CANCELED", "DEAD")
 
 
-class Span(click.ParamType):
+class Span(click.ParamType[float]):
     """A length of time: 30s, 5m, or seconds."""
 
     name = "duration"
@@ -34,7 +34,7 @@ class Span(click.ParamType):
             self.fail(f"{value!r} is not {error}", param, ctx)
 
 
-class Moment(click.ParamType):
+class Moment(click.ParamType[datetime]):
     """A time by RFC 3339 with its zone."""
 
     name = "time"
@@ -83,7 +83,9 @@ def json_text(text: str) -> Any:
 @click.option("--run-at", type=Moment(), help="Not before this time: 2026-01-31T12:00:00Z.")
 @click.option("--expires-at", type=Moment(), help="DEAD if it has not started by this time.")
 @click.option("--timeout", type=Span(), help="How long an attempt may take: 30s, 5m.")
-@click.option("--idempotency-key", help="Same type and key, same task: a second enqueue finds the first one's.")
+@click.option(
+    "--idempotency-key", help="Same type and key, same task: a second enqueue finds the first one's."
+)
 @click.option("--concurrency-key", help="Tasks with the same key share a limit.")
 @click.option("--tag", "tags", multiple=True, help="A tag; repeatable.")
 @click.option("--traceparent", help="A W3C trace context.")
@@ -91,7 +93,14 @@ def json_text(text: str) -> Any:
 @click.option("--wait-timeout", type=Span(), default="30s", show_default=True, help="How long to wait.")
 @click.pass_obj
 def enqueue(
-    console: Console, type: str, payload: str, wait: bool, wait_timeout: float, tags: tuple[str, ...], **options: Any
+    console: Console,
+    /,
+    type: str,
+    payload: str,
+    wait: bool,
+    wait_timeout: float,
+    tags: tuple[str, ...],
+    **options: Any,
 ) -> int:
     """Enqueue one task of TYPE with PAYLOAD, a JSON value ({}); `-` reads it from standard input."""
     from dhara.api.shapes import batched_out
@@ -101,7 +110,9 @@ def enqueue(
 
     async def work(client: AsyncClient) -> tuple[Task, bool]:
         handle = await client.enqueue(type, value, tags=tags or None, **options)
-        return (await client.wait(handle.id, wait_timeout) if wait else await client.get(handle.id)), handle.created
+        return (
+            await client.wait(handle.id, wait_timeout) if wait else await client.get(handle.id)
+        ), handle.created
 
     task, created = with_client(console, work)
     if console.json:
@@ -109,7 +120,9 @@ def enqueue(
     elif wait:
         _show(console, task)
     elif console.fancy:
-        console.print(f"{task.id}  {'enqueued' if created else 'stood already'}: {task.type} in queue {task.queue}")
+        console.print(
+            f"{task.id}  {'enqueued' if created else 'stood already'}: {task.type} in queue {task.queue}"
+        )
     else:
         console.print(str(task.id))
     return _code(task) if wait else 0
@@ -142,7 +155,7 @@ def tasks() -> None:
 @click.option("--offset", type=click.IntRange(0), default=0, help="Skip so many.")
 @click.option("--after", type=click.UUID, help="Go on after this id, the last of the page before.")
 @click.pass_obj
-def list_tasks(console: Console, limit: int, offset: int, **wanted: Any) -> None:
+def list_tasks(console: Console, /, limit: int, offset: int, **wanted: Any) -> None:
     """Tasks, newest first."""
     from dhara.api.shapes import TaskList, task_row
     from dhara.cli.database import with_client
@@ -155,8 +168,12 @@ def list_tasks(console: Console, limit: int, offset: int, **wanted: Any) -> None
         following = str(page.next) if page.next else None
         console.answer(
             TaskList(
-                tasks=rows, limit=limit, offset=offset, total=page.total,
-                total_is_estimate=page.total_is_estimate, next_cursor=following,
+                tasks=rows,
+                limit=limit,
+                offset=offset,
+                total=page.total,
+                total_is_estimate=page.total_is_estimate,
+                next_cursor=following,
             )
         )
         return
@@ -164,10 +181,24 @@ def list_tasks(console: Console, limit: int, offset: int, **wanted: Any) -> None
         console.print("no such task")
         return
     shown = [
-        (str(t.id), t.type, t.queue, str(t.status), f"{t.attempts}", ago(t.created_at), t.last_error or t.reason or "")
+        (
+            str(t.id),
+            t.type,
+            t.queue,
+            str(t.status),
+            f"{t.attempts}",
+            ago(t.created_at),
+            t.last_error or t.reason or "",
+        )
         for t in page.tasks
     ]
-    console.print(table(("ID", "TYPE", "QUEUE", "STATUS", "ATTEMPTS", "ENQUEUED", "LAST ERROR"), shown, fancy=console.fancy))
+    console.print(
+        table(
+            ("ID", "TYPE", "QUEUE", "STATUS", "ATTEMPTS", "ENQUEUED", "LAST ERROR"),
+            shown,
+            fancy=console.fancy,
+        )
+    )
     if console.fancy:
         total = f"{'more than ' if page.total_is_estimate else ''}{page.total:,}"
         more = f"; go on with --after {page.next}" if page.next else ""
@@ -182,9 +213,13 @@ def get(console: Console, id: str) -> None:
     _answer(console, lambda client: client.get(id))
 
 
-@tasks.command("cancel", examples="dhara tasks cancel 01890a5d-ac96-774b-bcce-b302099a8057 --reason 'sent by hand'")
+@tasks.command(
+    "cancel", examples="dhara tasks cancel 01890a5d-ac96-774b-bcce-b302099a8057 --reason 'sent by hand'"
+)
 @click.argument("id")
-@click.option("--reason", default="canceled by an operator", show_default=True, help="Kept in the task's history.")
+@click.option(
+    "--reason", default="canceled by an operator", show_default=True, help="Kept in the task's history."
+)
 @click.pass_obj
 def cancel(console: Console, id: str, reason: str) -> None:
     """Cancel a PENDING task, ask a RUNNING one to stop."""
@@ -212,7 +247,7 @@ def cancel(console: Console, id: str, reason: str) -> None:
 @click.option("--payload", help="A JSON value in place of its payload; `-` reads it from standard input.")
 @click.option("--run-at", type=Moment(), help="Not before this time.")
 @click.pass_obj
-def retry(console: Console, id: str, payload: str | None, **changes: Any) -> None:
+def retry(console: Console, /, id: str, payload: str | None, **changes: Any) -> None:
     """Send a DEAD task back to PENDING, optionally changed."""
     value = None if payload is None else json_text(payload)
     _answer(console, lambda client: client.retry(id, payload=value, **changes))
@@ -232,7 +267,13 @@ def logs(console: Console, id: str) -> None:
         console.answer({"logs": [log_out(entry) for entry in found]})
         return
     rows = [
-        (when(e.at), e.event, e.attempt or "", f"{e.from_state or '–'} → {e.to_state}" if e.to_state else "", e.reason)
+        (
+            when(e.at),
+            e.event,
+            e.attempt or "",
+            f"{e.from_state or '–'} → {e.to_state}" if e.to_state else "",
+            e.reason,
+        )
         for e in found
     ]
     console.print(table(("AT", "EVENT", "ATTEMPT", "STATES", "REASON"), rows, fancy=console.fancy))
@@ -260,7 +301,9 @@ def attempts(console: Console, id: str) -> None:
     for a in found:
         took = f" after {span((a.ended_at - a.started_at).total_seconds())}" if a.ended_at else ""
         reason = f" ({clean(a.reason)})" if a.reason else ""
-        console.print(f"attempt {a.attempt}  {when(a.started_at)}  {a.outcome or 'RUNNING'}{took}{reason}  worker {a.worker_id}")
+        console.print(
+            f"attempt {a.attempt}  {when(a.started_at)}  {a.outcome or 'RUNNING'}{took}{reason}  worker {a.worker_id}"
+        )
         for line in msgspec.json.decode(a.logs) if a.logs else ():
             console.print(clean(f"  {line['at']}  {line['level']:<7}  {line['message']}"))
         if a.error:
@@ -313,7 +356,10 @@ def _show(console: Console, task: Task) -> None:
         ("run at", f"{when(task.run_at)} ({ago(task.run_at)})" if task.status == "PENDING" else None),
         ("enqueued", f"{when(task.created_at)} ({ago(task.created_at)})"),
         ("started", when(task.started_at)),
-        ("ended", f"{when(task.completed_at)}{f' (took {took})' if took else ''}" if task.completed_at else None),
+        (
+            "ended",
+            f"{when(task.completed_at)}{f' (took {took})' if took else ''}" if task.completed_at else None,
+        ),
         ("cancel asked", when(task.cancel_requested_at)),
         ("expires", when(task.expires_at)),
         ("timeout", span(task.timeout) if task.timeout else None),

@@ -154,7 +154,9 @@ class AsyncClient:
         try:
             task = await self._backend.get(known)
         except NotFound:
-            raise TimeoutError(f"there is no task {known} after {timeout:g} s; was its transaction committed?") from None
+            raise TimeoutError(
+                f"there is no task {known} after {timeout:g} s; was its transaction committed?"
+            ) from None
         if task.status in FINAL:
             return task
         raise TimeoutError(f"task {known} is still {task.status} after {timeout:g} s")

@@ -184,10 +184,13 @@ def translation(error: BaseException) -> SchemaError | Unavailable | ConfigError
     """Our exception for one of the database's, or None where there is no better one."""
     text: Any = " ".join(str(error).split())
     if isinstance(error, _NO_SCHEMA):
-        return SchemaError(f"the database lacks dhara's schema or has another version of it: {text}; run `dhara migrate up`")
+        return SchemaError(
+            f"the database lacks dhara's schema or has another version of it: {text}; run `dhara migrate up`"
+        )
     if isinstance(error, asyncpg.InsufficientPrivilegeError):
-        return ConfigError(f"this database user may not do that: {text}; grant it the right, or use another login")
+        return ConfigError(
+            f"this database user may not do that: {text}; grant it the right, or use another login"
+        )
     if is_transient(error):
-        found = unavailable(error)
-        return found if isinstance(found, Unavailable | ConfigError) else None
+        return unavailable(error)
     return None

@@ -158,7 +158,9 @@ class Client:
         self, connection: Any, items: Iterable[Item], **options: Unpack[Options]
     ) -> list[SyncHandle]:
         """As `enqueue_tx`, for many, in one statement."""
-        return [SyncHandle(self, *row) for row in tx.enqueue(connection, build_many(items, options), self.schema)]
+        return [
+            SyncHandle(self, *row) for row in tx.enqueue(connection, build_many(items, options), self.schema)
+        ]
 
     def handle(self, id: UUID | str) -> SyncHandle:
         """A handle of a task by its id."""

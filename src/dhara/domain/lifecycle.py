@@ -38,6 +38,8 @@ class Event(StrEnum):
     CANCEL_REQUESTED = "CANCEL_REQUESTED"
     SETTLE_REJECTED = "SETTLE_REJECTED"
     PROGRESS = "PROGRESS"
+    REPLACED = "REPLACED"
+    RESCHEDULED = "RESCHEDULED"
 
 
 TRANSITIONS: dict[State, dict[Event, State]] = {
@@ -61,7 +63,9 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
 }
 
 FINAL = frozenset({State.COMPLETED, State.CANCELED, State.DEAD})
-NOTES = frozenset({Event.CANCEL_REQUESTED, Event.SETTLE_REJECTED, Event.PROGRESS})
+NOTES = frozenset(
+    {Event.CANCEL_REQUESTED, Event.SETTLE_REJECTED, Event.PROGRESS, Event.REPLACED, Event.RESCHEDULED}
+)
 
 
 class IllegalMove(ValueError):

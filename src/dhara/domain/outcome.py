@@ -9,13 +9,13 @@ from __future__ import annotations
 from msgspec import Struct
 
 
-class Done(Struct, frozen=True):
+class Done(Struct, frozen=True, tag=True):
     """The handler returned; `result` is JSON text."""
 
     result: str = "null"
 
 
-class Failed(Struct, frozen=True):
+class Failed(Struct, frozen=True, tag=True):
     """The handler failed. `retry_after` (seconds) overrides the backoff; `permanent` spends no retries on it."""
 
     message: str
@@ -26,26 +26,37 @@ class Failed(Struct, frozen=True):
     fingerprint: str | None = None
 
 
-class Snoozed(Struct, frozen=True):
+class Snoozed(Struct, frozen=True, tag=True):
     """The handler wishes to run again in `seconds`; no failure."""
 
     seconds: float
     reason: str | None = None
 
 
-class Canceled(Struct, frozen=True):
+class Canceled(Struct, frozen=True, tag=True):
     """The handler canceled its task, or heeded a cancel request."""
 
     reason: str | None = None
 
 
-class Released(Struct, frozen=True):
+class Released(Struct, frozen=True, tag=True):
     """Nobody finished: drain, or a claim that its worker never learnt of; no failure."""
 
     reason: str
 
 
-Outcome = Done | Failed | Snoozed | Canceled | Released
+class Crashed(Struct, frozen=True, tag=True):
+    """The process that ran the attempt alone died; `how` names the signal or exit code."""
+
+    how: str
+    fingerprint: str | None = None
+
+
+class Settled(Struct, frozen=True, tag=True):
+    """The attempt has settled itself, in one transaction with its handler's own writes."""
+
+
+Outcome = Done | Failed | Snoozed | Canceled | Released | Crashed | Settled
 
 
 class Signal(Exception):

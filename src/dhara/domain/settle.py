@@ -5,12 +5,12 @@ from __future__ import annotations
 from random import Random
 from uuid import UUID
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from dhara.domain import limits
 from dhara.domain.backoff import Backoff
 from dhara.domain.lifecycle import Event
-from dhara.domain.outcome import Canceled, Done, Failed, Outcome, Released, Snoozed
+from dhara.domain.outcome import Canceled, Crashed, Done, Failed, Outcome, Released, Settled, Snoozed
 from dhara.domain.task import Claim
 
 
@@ -23,6 +23,8 @@ class Settlement(Struct, frozen=True):
     event: Event
     delay: float = 0.0
     failed: int = 0
+    crashed: int = 0
+    progress: str | None = None
     result: str | None = None
     reason: str | None = None
     last_error: str | None = None
@@ -31,13 +33,27 @@ class Settlement(Struct, frozen=True):
     fingerprint: str | None = None
 
 
-def decide(claim: Claim, outcome: Outcome, backoff: Backoff, rng: Random, logs: str | None = None) -> Settlement:
-    """The settlement of `claim` after `outcome`. Pure; `rng` serves the backoff's jitter."""
+def decide(
+    claim: Claim,
+    outcome: Outcome,
+    backoff: Backoff,
+    rng: Random,
+    logs: str | None = None,
+    most_retries: int | None = None,
+) -> Settlement | None:
+    """The settlement of `claim` after `outcome`; None if it has settled itself.
+
+    Pure; `rng` serves the backoff's jitter. `most_retries` lowers the task's own max_retries for this failure.
+    """
     match outcome:
         case Done(result):
             return Settlement(claim.id, claim.lease, claim.attempt, Event.COMPLETED, result=result, logs=logs)
+        case Settled():
+            return None
         case Failed():
-            return _failed(claim, outcome, backoff, rng, logs)
+            return _failed(claim, outcome, backoff, rng, logs, most_retries)
+        case Crashed():
+            return _crashed(claim, outcome, backoff, rng, logs)
         case Snoozed(seconds, reason):
             if claim.snoozes >= limits.SNOOZES:
                 text = f"snoozed more than {limits.SNOOZES} times"
@@ -57,9 +73,26 @@ def _bounded(seconds: float) -> float:
     return min(seconds, high) if seconds > low else low  # NaN is not above `low`
 
 
-def _failed(claim: Claim, outcome: Failed, backoff: Backoff, rng: Random, logs: str | None) -> Settlement:
+def _crashed(claim: Claim, outcome: Crashed, backoff: Backoff, rng: Random, logs: str | None) -> Settlement:
+    text = f"the process that ran it ended: {outcome.how}"
+    poison = claim.crashes + 1 >= limits.CRASHES
+    failure = Failed(
+        text, permanent=poison, reason="poison" if poison else None, fingerprint=outcome.fingerprint
+    )
+    return structs.replace(_failed(claim, failure, backoff, rng, logs), crashed=1)
+
+
+def _failed(
+    claim: Claim,
+    outcome: Failed,
+    backoff: Backoff,
+    rng: Random,
+    logs: str | None,
+    most_retries: int | None = None,
+) -> Settlement:
     failures = claim.failures + 1
-    exhausted = failures > claim.max_retries
+    limit = claim.max_retries if most_retries is None else min(claim.max_retries, most_retries)
+    exhausted = failures > limit
     dead = outcome.permanent or exhausted
     reason = outcome.reason or ("permanent" if outcome.permanent else "exhausted" if exhausted else None)
     delay = 0.0

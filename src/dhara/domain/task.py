@@ -32,6 +32,11 @@ class NewTask(Struct, frozen=True, kw_only=True):
     timeout: float | None = None
     expires_at: datetime | None = None
     tags: tuple[str, ...] = ()
+    # At most one task of a type has a unique key: while PENDING ("pending"), until final ("open"), or for seconds.
+    unique_key: str | None = None
+    unique_for: str | float = "open"
+    on_conflict: str = "keep"
+    retention: float | None = None
     concurrency_key: str | None = None
     traceparent: str | None = None
 
@@ -60,6 +65,8 @@ class Task(Struct, frozen=True, kw_only=True):
     expires_at: datetime | None = None
     timeout: float | None = None
     idempotency_key: str | None = None
+    unique_key: str | None = None
+    retention: float | None = None
     concurrency_key: str | None = None
     traceparent: str | None = None
     lease: UUID | None = None
@@ -96,7 +103,7 @@ class Claim(Struct, frozen=True):
 
 
 class Enqueued(Struct, frozen=True):
-    """The answer to an enqueue: the task, and whether it was made now or stood already under its idempotency key."""
+    """The answer to an enqueue: the task, and whether it was made now or stood already under its key."""
 
     task: Task
     created: bool

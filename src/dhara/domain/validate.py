@@ -30,6 +30,10 @@ CREATE_FIELDS = (
     "timeout",
     "expires_at",
     "tags",
+    "unique_key",
+    "unique_for",
+    "on_conflict",
+    "retention",
     "concurrency_key",
     "traceparent",
 )
@@ -63,6 +67,9 @@ def new_task(fields: Mapping[str, Any], payload: str, *, id: UUID, now: datetime
             problems.add(key, "must not be null; leave it out")
     if "type" not in given and "type" not in fields:
         problems.add("type", "required")
+    for key in ("unique_for", "on_conflict"):
+        if key in given and "unique_key" not in given:
+            problems.add(key, "needs unique_key")
     if "run_at" in given and "delay" in given:
         problems.add("delay", "give run_at or delay, not both")
     values: dict[str, Any] = {}
@@ -194,6 +201,23 @@ def _is_tag(tag: Any) -> bool:
     )
 
 
+def _unique_for(field: str, value: Any, now: datetime, problems: Problems) -> str | float | None:
+    low, high = limits.UNIQUE_FOR_SECONDS
+    if value in ("pending", "open"):
+        return str(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high:
+        return float(value)
+    problems.add(field, f"'pending', 'open', or seconds from {low:g} to {high:g}")
+    return None
+
+
+def _on_conflict(field: str, value: Any, now: datetime, problems: Problems) -> str | None:
+    if value in ("keep", "replace", "reschedule"):
+        return str(value)
+    problems.add(field, "'keep', 'replace' or 'reschedule'")
+    return None
+
+
 def _traceparent(field: str, value: Any, now: datetime, problems: Problems) -> str | None:
     if isinstance(value, str) and limits.TRACEPARENT.fullmatch(value):
         return value
@@ -212,6 +236,10 @@ _CHECKS: dict[str, Any] = {
     "timeout": _seconds(*limits.TIMEOUT_SECONDS),
     "expires_at": _expires_at,
     "tags": _tags,
+    "unique_key": _key,
+    "unique_for": _unique_for,
+    "on_conflict": _on_conflict,
+    "retention": _seconds(*limits.RETENTION_SECONDS),
     "concurrency_key": _key,
     "traceparent": _traceparent,
 }

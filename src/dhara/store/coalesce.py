@@ -37,6 +37,7 @@ class Coalescer(Generic[Item, Answer]):
         self._lanes = lanes
         self._waiting: deque[tuple[Item, asyncio.Future[Answer]]] = deque()
         self._writers: set[asyncio.Task[None]] = set()
+        self._active = 0
 
     async def submit(self, item: Item) -> Answer:
         """Have `item` written; returns its answer once that is durable.
@@ -45,7 +46,8 @@ class Coalescer(Generic[Item, Answer]):
         """
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
-        if len(self._writers) < self._lanes:
+        if self._active < self._lanes:
+            self._active += 1
             writer = asyncio.create_task(self._drain(), name="Coalescer")
             self._writers.add(writer)
             writer.add_done_callback(self._writers.discard)
@@ -58,17 +60,24 @@ class Coalescer(Generic[Item, Answer]):
                 await asyncio.gather(*self._writers, return_exceptions=True)
 
     async def _drain(self) -> None:
-        while batch := self._next():
-            try:
-                await self._answer(batch)
-            except BaseException as error:
-                # Canceled from outside, as the loop closes: nobody may be left waiting for an answer.
-                for _, future in batch:
-                    _fail(future, error)
-                raise
+        try:
+            while batch := self._next():
+                await self._answer_all(batch)
+        finally:
+            # Here, not when the loop reports the task as done: whoever submits in between would wait for nobody.
+            self._active -= 1
+
+    async def _answer_all(self, batch: list[tuple[Item, asyncio.Future[Answer]]]) -> None:
+        try:
+            await self._answer(batch)
+        except BaseException as error:
+            # Canceled from outside, as the loop closes: nobody may be left waiting for an answer.
+            for _, future in batch:
+                _fail(future, error)
+            raise
 
     def _next(self) -> list[tuple[Item, asyncio.Future[Answer]]]:
-        batch = []
+        batch: list[tuple[Item, asyncio.Future[Answer]]] = []
         while self._waiting and len(batch) < self._most:
             item, future = self._waiting.popleft()
             if not future.done():

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime
 
+import asyncpg
 from msgspec import Struct
 
 from dhara.domain.lifecycle import State
@@ -99,7 +100,10 @@ class Stats:
 
     async def origin(self) -> str:
         """What tells this database's schema from every other one, the same for all processes on it."""
-        origin: str | None = await self.db.fetchval(self._sql("origin"))
+        try:
+            origin: str | None = await self.db.fetchval(self._sql("origin"))
+        except asyncpg.UndefinedTableError:
+            origin = None
         if origin is None:
             raise SchemaError(f"schema {self.schema!r} is missing; run `dhara migrate up`")
         return origin

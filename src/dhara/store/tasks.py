@@ -108,15 +108,35 @@ class Tasks:
         return {row[0]: Enqueued(_fresh(by_id[row[0]], row[1], row[2]), created=True) for row in rows}
 
     async def _existing(self, new: Sequence[NewTask]) -> dict[UUID, Enqueued | IdempotencyConflict]:
-        rows = await self.db.fetch(self._sql("existing"), *spread(new, "id", "type", "idempotency_key", "payload"))
+        columns = spread(new, "id", "type", "idempotency_key", "payload", "unique_key")
+        by_id = {task.id: task for task in new}
         found: dict[UUID, Enqueued | IdempotencyConflict] = {}
-        for row in rows:
-            task, asked = task_of(row), row["asked"]
-            if task.id != asked and not row["same_payload"]:
-                found[asked] = IdempotencyConflict(task.id, task.idempotency_key)
-            else:
-                found[asked] = Enqueued(task, created=task.id == asked)
+        for row in await self.db.fetch(self._sql("existing"), *columns):
+            answer = await self._meet(by_id[row["asked"]], task_of(row), row)
+            if answer is not None:
+                found[row["asked"]] = answer
         return found
+
+    async def _meet(
+        self, new: NewTask, standing: Task, row: asyncpg.Record
+    ) -> Enqueued | IdempotencyConflict | None:
+        """What becomes of `new`, in whose way `standing` stands; None: insert it again."""
+        if row["lapsed"]:
+            await self.db.execute(self._sql("lapse"), standing.id)
+            return None
+        if row["by"] == "idempotency_key" and not row["same_payload"]:
+            return IdempotencyConflict(standing.id, standing.idempotency_key)
+        if row["by"] == "unique_key" and new.on_conflict != "keep":
+            content = (new.payload, new.queue, new.priority, new.max_retries, new.run_at, new.delay)
+            changed = await self.db.fetchrow(
+                self._sql("replace"), standing.id, new.on_conflict == "replace", *content
+            )
+            if changed is not None:
+                return Enqueued(task_of(changed), created=False)
+            # It has just been claimed or canceled: its key may be free now, or its holder cannot be changed.
+            if (await self.get(standing.id)).status is not State.RUNNING:
+                return None
+        return Enqueued(standing, created=row["by"] == "id")
 
     # claim
 
@@ -146,6 +166,8 @@ class Tasks:
             "error",
             "logs",
             "fingerprint",
+            "crashed",
+            "progress",
         )
         return {row[0]: State(row[1]) for row in await self.db.fetch(self._sql("settle"), *columns)}
 
@@ -157,6 +179,10 @@ class Tasks:
         """Put on record that these settlements were stale."""
         ids, leases, attempts, events = spread(batch, "id", "lease", "attempt", "event")
         await self.db.execute(self._sql("reject"), ids, leases, attempts, worker, events)
+
+    async def report(self, rows: Sequence[tuple[UUID, UUID, str | None, str | None]]) -> None:
+        """Progress and log lines (JSON texts) of running attempts, as (id, lease, progress, logs)."""
+        await self.db.execute(self._sql("report"), *map(list, zip(*rows, strict=True)))
 
     async def held(self, worker: UUID) -> list[Held]:
         """The RUNNING rows of `worker`."""
@@ -182,7 +208,10 @@ class Tasks:
         reason: str = "revived by an operator",
     ) -> None:
         """DEAD -> PENDING, optionally changed. Raises `NotFound` or `WrongState`."""
-        row = await self.db.fetchrow(self._sql("revive"), id, queue, priority, payload, run_at, reason)
+        try:
+            row = await self.db.fetchrow(self._sql("revive"), id, queue, priority, payload, run_at, reason)
+        except asyncpg.UniqueViolationError:
+            raise WrongState(State.DEAD, "another open task holds its unique key; wait for that one") from None
         if row is None:
             raise NotFound(f"there is no task {id}")
         if row["queue"] is None:
@@ -253,12 +282,25 @@ class Tasks:
 
 def rare_fields(task: NewTask) -> str | None:
     """The fields that few tasks have, as one JSON text; None where there are none, which costs next to nothing."""
-    if not (task.timeout or task.expires_at or task.tags or task.concurrency_key or task.traceparent):
+    if not (
+        task.timeout
+        or task.expires_at
+        or task.tags
+        or task.unique_key
+        or task.retention is not None
+        or task.concurrency_key
+        or task.traceparent
+    ):
         return None
+    timed = not isinstance(task.unique_for, str)
     fields = {
         "timeout": task.timeout,
         "expires_at": task.expires_at,
         "tags": task.tags,
+        "unique_key": task.unique_key,
+        "unique_scope": task.unique_key and ("period" if timed else task.unique_for),
+        "unique_seconds": task.unique_for if timed else None,
+        "retention": task.retention,
         "concurrency_key": task.concurrency_key,
         "traceparent": task.traceparent,
     }
@@ -285,6 +327,8 @@ def _fresh(new: NewTask, created_at: datetime, run_at: datetime) -> Task:
         expires_at=new.expires_at,
         timeout=new.timeout,
         idempotency_key=new.idempotency_key,
+        unique_key=new.unique_key,
+        retention=new.retention,
         concurrency_key=new.concurrency_key,
         traceparent=new.traceparent,
         tags=new.tags,

@@ -13,18 +13,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TextIO
+from uuid import UUID
 
 import structlog
 from structlog.types import EventDict, Processor
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-task_id: ContextVar[str | None] = ContextVar("task_id", default=None)
+task_id: ContextVar[UUID | str | None] = ContextVar("task_id", default=None)
 attempt: ContextVar[int | None] = ContextVar("attempt", default=None)
-worker_id: ContextVar[str | None] = ContextVar("worker_id", default=None)
+worker_id: ContextVar[UUID | str | None] = ContextVar("worker_id", default=None)
 
 _CONTEXT: tuple[ContextVar[Any], ...] = (request_id, task_id, attempt, worker_id)
 # C0, DEL, C1, line and paragraph separators, marks that change the direction of text, and halves of pairs.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+_CONTROL = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
+)
 _NOISY = ("asyncio", "uvicorn.error", "uvicorn.access")
 
 
@@ -81,7 +84,7 @@ def _add_context(logger: Any, method: str, event: EventDict) -> EventDict:
     for variable in _CONTEXT:
         value = variable.get()
         if value is not None:
-            event.setdefault(variable.name, value)
+            event.setdefault(variable.name, str(value) if isinstance(value, UUID) else value)
     return event
 
 
@@ -102,4 +105,8 @@ def _as_text(logger: Any, method: str, event: EventDict) -> str:
 
 
 def _quoted(text: str) -> str:
-    return '"' + text.replace('"', '\\"') + '"' if not text or " " in text or '"' in text or "=" in text else text
+    return (
+        '"' + text.replace('"', '\\"') + '"'
+        if not text or " " in text or '"' in text or "=" in text
+        else text
+    )

@@ -20,7 +20,22 @@ BUCKETS: tuple[float, ...] = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0),
 )
-HTTP_BUCKETS: tuple[float, ...] = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+HTTP_BUCKETS: tuple[float, ...] = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    60.0,
+)
 # Label values per family; what comes after them is added up as `other`.
 MOST_LABELS = 200
 OTHER = "other"
@@ -38,27 +53,57 @@ class Metric(Struct, frozen=True):
 TABLE: tuple[Metric, ...] = (
     Metric("tasks_enqueued_total", "counter", "Tasks enqueued."),
     Metric("tasks_completed_total", "counter", "Tasks that became COMPLETED."),
-    Metric("tasks_attempt_failures_total", "counter", "Attempts that failed: retried, dead-lettered or reaped."),
+    Metric(
+        "tasks_attempt_failures_total", "counter", "Attempts that failed: retried, dead-lettered or reaped."
+    ),
     Metric("tasks_retried_total", "counter", "Failed attempts that are followed by another one."),
     Metric("tasks_dead_total", "counter", "Tasks that became DEAD."),
     Metric("tasks_canceled_total", "counter", "Tasks that became CANCELED."),
     Metric("tasks_reaped_total", "counter", "Tasks taken back from lost or crashed workers."),
     Metric("tasks_by_status", "gauge", "Tasks in each state now.", ("status",)),
-    Metric("tasks_pending_breakdown", "gauge", "PENDING tasks that are ready, and that are delayed.", ("status",)),
+    Metric(
+        "tasks_pending_breakdown", "gauge", "PENDING tasks that are ready, and that are delayed.", ("status",)
+    ),
     Metric("workers_total", "gauge", "Live workers."),
     Metric("workers_inflight", "gauge", "Tasks that live workers were running at their last beat."),
     Metric("dhara_worker_slots", "gauge", "Slots of all live workers."),
     Metric("dhara_heartbeat_age_seconds", "gauge", "Age of the oldest last beat among live workers."),
     Metric("dhara_queue_depth", "gauge", "PENDING tasks of a queue.", ("queue",)),
     Metric("dhara_queue_running", "gauge", "RUNNING tasks of a queue.", ("queue",)),
-    Metric("dhara_queue_oldest_ready_age_seconds", "gauge", "How long a queue's oldest ready task is due.", ("queue",)),
+    Metric(
+        "dhara_queue_oldest_ready_age_seconds",
+        "gauge",
+        "How long a queue's oldest ready task is due.",
+        ("queue",),
+    ),
     Metric("dhara_queue_paused", "gauge", "1 while a queue is paused.", ("queue",)),
-    Metric("dhara_task_wait_seconds", "histogram", "From being due to the start of an attempt.", ("queue", "type")),
-    Metric("dhara_task_run_seconds", "histogram", "From the start to the end of an attempt.", ("queue", "type")),
+    Metric(
+        "dhara_task_wait_seconds",
+        "histogram",
+        "From being due to the start of an attempt.",
+        ("queue", "type"),
+    ),
+    Metric(
+        "dhara_task_run_seconds", "histogram", "From the start to the end of an attempt.", ("queue", "type")
+    ),
     Metric("dhara_database_up", "gauge", "1 if the database answered this scrape."),
-    Metric("dhara_http_requests_total", "counter", "HTTP requests of this process.", ("method", "route", "status")),
-    Metric("dhara_http_request_seconds", "histogram", "Times of HTTP requests of this process.", ("method", "route")),
-    Metric("dhara_enqueue_batches_total", "counter", "Statements by which this process enqueued for HTTP callers."),
+    Metric(
+        "dhara_http_requests_total",
+        "counter",
+        "HTTP requests of this process.",
+        ("method", "route", "status"),
+    ),
+    Metric(
+        "dhara_http_request_seconds",
+        "histogram",
+        "Times of HTTP requests of this process.",
+        ("method", "route"),
+    ),
+    Metric(
+        "dhara_enqueue_batches_total",
+        "counter",
+        "Statements by which this process enqueued for HTTP callers.",
+    ),
     Metric("dhara_enqueue_batched_tasks_total", "counter", "Tasks in those statements."),
     Metric("dhara_enqueue_waiting", "gauge", "HTTP enqueues of this process that wait for their commit."),
     Metric("dhara_waiters", "gauge", "Long polls of this process."),
@@ -129,7 +174,9 @@ class Traffic:
         self.totals[timed] += seconds
 
     def families(self) -> Iterable[Family]:
-        requests = (Sample((method, route, str(status)), n) for (method, route, status), n in self.requests.items())
+        requests = (
+            Sample((method, route, str(status)), n) for (method, route, status), n in self.requests.items()
+        )
         times = (Timing(key, self.totals[key], buckets, HTTP_BUCKETS) for key, buckets in self.times.items())
         return (family("dhara_http_requests_total", *requests), family("dhara_http_request_seconds", *times))
 

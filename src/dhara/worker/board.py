@@ -2,7 +2,8 @@
 no handler can starve, reads it.
 
     header  worker id 16 · pid i64 · running i64 · tick f64 (monotonic time of the loop's last turn) · flags i64
-    slot    deadline f64 (monotonic; 0: free; after it the process is killed) · task id 16 · lease 16
+            · acked f64 (the keeper writes: when the last beat that the database acknowledged was sent)
+    slot    deadline f64 (monotonic; 0: free; after it the process is killed) · task id 16 · lease 16 · exclusive i64
 
 The clock is CLOCK_MONOTONIC, which all processes of a machine share.
 """
@@ -16,8 +17,8 @@ from uuid import UUID
 
 from msgspec import Struct
 
-_HEADER = struct.Struct("=16sqqdq")
-_SLOT = struct.Struct("=d16s16s")
+_HEADER = struct.Struct("=16sqqdqd")
+_SLOT = struct.Struct("=d16s16sq")
 _DEADLINE = struct.Struct("=d")
 _HEADER_SIZE = 64
 NOBODY = UUID(int=0)
@@ -32,6 +33,7 @@ class Header(Struct, frozen=True):
     running: int
     tick: float
     flags: int
+    acked: float
 
 
 class Entry(Struct, frozen=True):
@@ -41,6 +43,7 @@ class Entry(Struct, frozen=True):
     deadline: float
     task: UUID
     lease: UUID
+    exclusive: bool
 
 
 class Board:
@@ -64,7 +67,7 @@ class Board:
     # the runner's side
 
     def announce(self, worker: UUID, tick: float) -> None:
-        _HEADER.pack_into(self._memory, self._offset, worker.bytes, os.getpid(), 0, tick, STARTED)
+        _HEADER.pack_into(self._memory, self._offset, worker.bytes, os.getpid(), 0, tick, STARTED, tick)
 
     def tick(self, now: float, running: int) -> None:
         struct.pack_into("=qd", self._memory, self._offset + 24, running, now)
@@ -72,8 +75,14 @@ class Board:
     def stopped(self) -> None:
         struct.pack_into("=q", self._memory, self._offset + 40, STOPPED)
 
-    def begin(self, slot: int, deadline: float, task: UUID, lease: UUID) -> None:
-        _SLOT.pack_into(self._memory, self._first + slot * _SLOT.size, deadline, task.bytes, lease.bytes)
+    def acked(self) -> float:
+        """When the last acknowledged beat was sent, monotonic."""
+        return float(_DEADLINE.unpack_from(self._memory, self._offset + 48)[0])
+
+    def begin(self, slot: int, deadline: float, task: UUID, lease: UUID, exclusive: bool = False) -> None:
+        _SLOT.pack_into(
+            self._memory, self._first + slot * _SLOT.size, deadline, task.bytes, lease.bytes, exclusive
+        )
 
     def limit(self, slot: int, deadline: float) -> None:
         _DEADLINE.pack_into(self._memory, self._first + slot * _SLOT.size, deadline)
@@ -84,16 +93,20 @@ class Board:
     # the keeper's side
 
     def header(self) -> Header:
-        worker, pid, running, tick, flags = _HEADER.unpack_from(self._memory, self._offset)
-        return Header(UUID(bytes=worker), pid, running, tick, flags)
+        worker, pid, running, tick, flags, acked = _HEADER.unpack_from(self._memory, self._offset)
+        return Header(UUID(bytes=worker), pid, running, tick, flags, acked)
+
+    def acknowledge(self, sent: float) -> None:
+        """The beat sent at `sent` has been acknowledged by the database."""
+        _DEADLINE.pack_into(self._memory, self._offset + 48, sent)
 
     def entries(self) -> list[Entry]:
         """The slots in use."""
         found = []
         for index in range(self.slots):
-            deadline, task, lease = _SLOT.unpack_from(self._memory, self._first + index * _SLOT.size)
+            deadline, task, lease, exclusive = _SLOT.unpack_from(self._memory, self._first + index * _SLOT.size)
             if deadline:
-                found.append(Entry(index, deadline, UUID(bytes=task), UUID(bytes=lease)))
+                found.append(Entry(index, deadline, UUID(bytes=task), UUID(bytes=lease), bool(exclusive)))
         return found
 
 

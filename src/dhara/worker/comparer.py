@@ -45,9 +45,9 @@ class Comparer:
         after = runner.leases()
         for row in held:
             if row.cancel_requested:
-                runner.cancel(row.lease)
+                runner.slots.cancel(row.lease)
         for lease in (before & after) - {row.lease for row in held} - runner.settler.leases():
-            runner.lose(lease)
+            runner.slots.lose(lease)
         # A claim whose answer is on its way is no ghost; nor is a lease known at either moment.
         if not claiming and not runner.claimer.in_flight:
             await self._release([row for row in held if row.age > GHOST_AGE and row.lease not in before | after])

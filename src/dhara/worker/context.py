@@ -1,10 +1,11 @@
-"""What a handler may ask and say while it runs: its attempt, whether to stop, log lines kept with the attempt."""
+"""What a handler may ask and say while it runs: its attempt, whether to stop, log lines and progress kept with it."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections import deque
+from collections.abc import Awaitable, Callable, Generator
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -14,31 +15,35 @@ import msgspec
 from dhara.domain import limits
 from dhara.domain.outcome import Cancel
 from dhara.domain.task import Claim
+from dhara.worker.transaction import Transaction
+
+Line = dict[str, str]
 
 
 class AttemptLog:
     """Log lines kept with the attempt, bounded: the first and last ones stay, the middle is counted."""
 
-    def __init__(self, claim: Claim) -> None:
+    def __init__(self, claim: Claim, changed: Callable[[], None] = lambda: None) -> None:
         self._claim = claim
-        self._first: list[dict[str, str]] = []
-        self._last: deque[dict[str, str]] = deque(maxlen=limits.LOG_LINES // 2)
+        self._changed = changed
+        self._first: list[Line] = []
+        self._last: deque[Line] = deque(maxlen=limits.LOG_LINES // 2)
         self._dropped = 0
         self._lock = threading.Lock()
 
     def debug(self, message: str, *args: Any) -> None:
-        self._add(logging.DEBUG, message, args)
+        self._log(logging.DEBUG, message, args)
 
     def info(self, message: str, *args: Any) -> None:
-        self._add(logging.INFO, message, args)
+        self._log(logging.INFO, message, args)
 
     def warning(self, message: str, *args: Any) -> None:
-        self._add(logging.WARNING, message, args)
+        self._log(logging.WARNING, message, args)
 
     def error(self, message: str, *args: Any) -> None:
-        self._add(logging.ERROR, message, args)
+        self._log(logging.ERROR, message, args)
 
-    def _add(self, level: int, message: str, args: tuple[Any, ...]) -> None:
+    def _log(self, level: int, message: str, args: tuple[Any, ...]) -> None:
         try:
             text = message % args if args else str(message)
         except Exception:
@@ -48,15 +53,20 @@ class AttemptLog:
             "level": logging.getLevelName(level).lower(),
             "message": storable(text, limits.LOG_LINE_LENGTH),
         }
+        self.keep(line)
+        logging.getLogger("dhara.task").log(
+            level, "%s", line["message"], extra={"task_id": self._claim.id, "attempt": self._claim.attempt}
+        )
+
+    def keep(self, line: Line) -> None:
+        """Add a finished line, such as one that came from another process."""
         with self._lock:
             if len(self._first) < limits.LOG_LINES // 2:
                 self._first.append(line)
             else:
                 self._dropped += len(self._last) == self._last.maxlen
                 self._last.append(line)
-        logging.getLogger("dhara.task").log(
-            level, "%s", line["message"], extra={"task_id": self._claim.id, "attempt": self._claim.attempt}
-        )
+        self._changed()
 
     def to_json(self) -> str | None:
         """All lines as JSON text; None if there are none."""
@@ -69,14 +79,34 @@ class AttemptLog:
             return msgspec.json.encode([*lines, *self._last]).decode()
 
 
+class _Said(Awaitable[None]):
+    """Done already; may be awaited, so that `async` and `def` handlers can both report progress."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        return
+        yield
+
+
+_SAID = _Said()
+
+
 class Context:
     """One attempt, seen from its handler. Asked for by a parameter `ctx`."""
 
-    def __init__(self, claim: Claim) -> None:
+    def __init__(self, claim: Claim, transaction: Callable[[Context, Any], Transaction] | None = None) -> None:
         self._claim = claim
+        self._transaction = transaction
         self._cancel = threading.Event()
         self._lost = threading.Event()
-        self.log = AttemptLog(claim)
+        self._progress: str | None = None
+        self.dirty = False
+        self.settled = False
+        # What the registry's lifespan yielded.
+        self.state: Any = None
+        self.log = AttemptLog(claim, self._touch)
+
+    def _touch(self) -> None:
+        self.dirty = True
 
     @property
     def task_id(self) -> UUID:
@@ -141,6 +171,28 @@ class Context:
     def wait_canceled(self, seconds: float) -> bool:
         """Sleep in a `def` handler, at most `seconds`; True as soon as `canceled`."""
         return self._cancel.wait(seconds)
+
+    def progress(self, percent: float, message: str = "") -> Awaitable[None]:
+        """Say how far the attempt is, 0 to 100; shown within a second or two, kept across attempts.
+
+        May be awaited in `async` handlers and called plainly in `def` handlers; it never waits for the database.
+        """
+        value = {"percent": round(min(100.0, max(0.0, float(percent))), 2), "message": storable(message, 500)}
+        self._progress = msgspec.json.encode(value).decode()
+        self.dirty = True
+        return _SAID
+
+    def transaction(self, session: Any = None) -> Transaction:
+        """`async with ctx.transaction() as conn:` the handler's own writes and the task's completion, in one commit.
+
+        Without `session`: an asyncpg connection to dhara's own database. With one (psycopg sync or async, asyncpg,
+        SQLAlchemy sync or async): that session's transaction. Leaving the block completes the task as the last
+        statement and commits; `.result` of the block's object is stored. A lost lease rolls everything back and raises
+        `LeaseLost`. Works with `with` for sync sessions.
+        """
+        if self._transaction is None:
+            raise RuntimeError("this context has no database; ctx.transaction() works in workers only")
+        return self._transaction(self, session)
 
 
 def storable(text: str, length: int) -> str:

@@ -9,15 +9,16 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn
 
 from dhara.domain.ids import IdSource
 from dhara.errors import ConfigError, DharaError, RegistryError, SchemaError, Unavailable
 from dhara.store import migrate
 from dhara.store.pool import connect
-from dhara.worker import process
+from dhara.worker import isolated, process
 from dhara.worker.board import Board
+from dhara.worker.nursery import Nursery
 from dhara.worker.registry import Registry
 from dhara.worker.runner import Runner, RunnerSettings
 
@@ -58,7 +59,8 @@ def run_child(
 def _run(build: Callable[[], Registry], settings: RunnerSettings, board: Board, patient: bool) -> int:
     try:
         registry = build()
-        return loop_runner(lambda: _live(registry, settings, board, patient))
+        nursery = Nursery.start(isolated.body(registry, settings.database))
+        return loop_runner(lambda: _live(registry, settings, board, nursery, patient))
     except DharaError as error:
         print(f"dhara: {error}", file=sys.stderr, flush=True)
         return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), 1)
@@ -75,8 +77,10 @@ def loop_runner(main: Callable[[], object]) -> int:
         return result
 
 
-async def _live(registry: Registry, settings: RunnerSettings, board: Board, patient: bool) -> int:
-    runner = Runner(registry, settings, worker=IdSource().new(), board=board)
+async def _live(
+    registry: Registry, settings: RunnerSettings, board: Board, nursery: Nursery, patient: bool
+) -> int:
+    runner = Runner(registry, settings, worker=IdSource().new(), board=board, nursery=nursery)
     told = asyncio.Event()
     again = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: (again if told.is_set() else told).set())
@@ -84,7 +88,7 @@ async def _live(registry: Registry, settings: RunnerSettings, board: Board, pati
     if told.is_set():
         await runner.stop()
         return 0
-    await told.wait()
+    await _first(told.wait(), runner.worn.wait())
     draining = asyncio.create_task(runner.drain())
     hurried = asyncio.create_task(again.wait())
     await asyncio.wait((draining, hurried), return_when=asyncio.FIRST_COMPLETED)
@@ -94,6 +98,14 @@ async def _live(registry: Registry, settings: RunnerSettings, board: Board, pati
     hurried.cancel()
     await runner.stop()
     return 0
+
+
+async def _first(*waits: Coroutine[Any, Any, Any]) -> None:
+    """Until one of them is over."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
 
 
 async def _start(runner: Runner, settings: RunnerSettings, patient: bool, told: asyncio.Event) -> None:

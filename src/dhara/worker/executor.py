@@ -6,59 +6,117 @@ import asyncio
 import contextvars
 from collections.abc import Callable
 from concurrent.futures import Executor as Threads
+from contextlib import ExitStack
 from typing import Any
 
 import msgspec
 
 from dhara.domain import limits, validate
-from dhara.domain.outcome import Cancel, Canceled, DeadLetter, Done, Failed, Outcome, Released, Retry, Snooze, Snoozed
+from dhara.domain.outcome import (
+    Cancel,
+    Canceled,
+    DeadLetter,
+    Done,
+    Failed,
+    Outcome,
+    Released,
+    Retry,
+    Settled,
+    Snooze,
+    Snoozed,
+)
 from dhara.domain.task import EMPTY_PAYLOAD, Claim
-from dhara.errors import InvalidTask
+from dhara.errors import InvalidTask, LeaseLost
 from dhara.worker.context import Context
 from dhara.worker.failure import failed
-from dhara.worker.registry import Handler
+from dhara.worker.registry import Handler, Registry
 from dhara.worker.slot import Slot, Stop
 
 _NULL = Done()
 
 
-async def execute(handler: Handler[..., Any], claim: Claim, slot: Slot, threads: Threads) -> Outcome:
-    """Run `claim` in `slot`; never raises but `CancelledError` of the slot's own end."""
-    arguments = _arguments(handler, claim, slot)
-    if isinstance(arguments, Failed):
+class Executor:
+    """Runs attempts of one registry's handlers. `threads` None: `def` handlers run inline, in a process of their own."""
+
+    def __init__(self, registry: Registry, make_context: Callable[[Claim], Context], threads: Threads | None) -> None:
+        self._around = registry.around
+        self._within = registry.within
+        self._bare = not (registry.around or registry.within)
+        self._make_context = make_context
+        self._threads = threads
+
+    async def execute(self, handler: Handler[..., Any], claim: Claim, slot: Slot) -> Outcome:
+        """One attempt in `slot`; never raises but `CancelledError` at the slot's own end."""
+        arguments = self._arguments(handler, claim, slot)
+        if isinstance(arguments, Failed):
+            return arguments
+        try:
+            value = await self._run(handler, arguments, slot)
+        except asyncio.CancelledError as error:
+            return _settled(slot) or interrupted(slot, claim, error)
+        except BaseException as error:
+            # Also SystemExit and KeyboardInterrupt: a handler must not end its worker.
+            return _settled(slot) or _raised(handler, claim, error, slot)
+        return _settled(slot) or (_NULL if value is None else _result(claim, value))
+
+    def _arguments(self, handler: Handler[..., Any], claim: Claim, slot: Slot) -> dict[str, Any] | Failed:
+        try:
+            payload = {} if claim.payload == EMPTY_PAYLOAD else msgspec.json.decode(claim.payload)
+            arguments = handler.arguments(payload)
+        except (ValueError, RecursionError) as error:
+            return Failed(
+                f"the payload cannot be given to the handler: {error}",
+                permanent=True,
+                reason="invalid_payload",
+                fingerprint=f"invalid_payload:{claim.type}",
+            )
+        if handler.wants_context or not self._bare:
+            slot.context = self._make_context(claim)
+            if handler.wants_context:
+                arguments["ctx"] = slot.context
         return arguments
-    try:
-        value = await _call(handler, arguments, threads)
-    except asyncio.CancelledError as error:
-        return _interrupted(slot, claim, error)
-    except BaseException as error:
-        # Also SystemExit and KeyboardInterrupt: a handler must not end its worker.
-        return _raised(claim, error, slot)
-    return _NULL if value is None else _result(claim, value)
+
+    async def _run(self, handler: Handler[..., Any], arguments: dict[str, Any], slot: Slot) -> Any:
+        if self._bare:
+            return await self._call(handler, arguments, slot)
+        proceed: Callable[[], Any] = lambda: self._call(handler, arguments, slot)  # noqa: E731
+        for middleware in reversed(self._around):
+            proceed = _wrapped(middleware, slot.context, proceed)
+        return await proceed()
+
+    async def _call(self, handler: Handler[..., Any], arguments: dict[str, Any], slot: Slot) -> Any:
+        if handler.is_async:
+            if not self._within:
+                return await handler.function(**arguments)
+            with self._inner(slot):
+                return await handler.function(**arguments)
+        call: Callable[[], Any] = lambda: self._inline(handler, arguments, slot)  # noqa: E731
+        if self._threads is None:
+            return call()
+        run = contextvars.copy_context().run
+        good, value = await asyncio.get_running_loop().run_in_executor(self._threads, _contained, run, call)
+        if good:
+            return value
+        raise value
+
+    def _inline(self, handler: Handler[..., Any], arguments: dict[str, Any], slot: Slot) -> Any:
+        with self._inner(slot):
+            return handler.function(**arguments)
+
+    def _inner(self, slot: Slot) -> ExitStack:
+        """The sync middleware, entered."""
+        stack = ExitStack()
+        try:
+            for middleware in self._within:
+                stack.enter_context(middleware(slot.context))  # type: ignore[arg-type]
+        except BaseException:
+            stack.close()
+            raise
+        return stack
 
 
-def _arguments(handler: Handler[..., Any], claim: Claim, slot: Slot) -> dict[str, Any] | Failed:
-    try:
-        payload = {} if claim.payload == EMPTY_PAYLOAD else msgspec.json.decode(claim.payload)
-    except (msgspec.DecodeError, RecursionError) as error:
-        return Failed(f"the payload cannot be read: {error}", permanent=True, reason="invalid_payload")
-    if problem := handler.misfit(payload):
-        return Failed(problem, permanent=True, reason="invalid_payload", fingerprint=f"payload:{claim.type}")
-    if handler.wants_context:
-        slot.context = payload["ctx"] = Context(claim)
-    arguments: dict[str, Any] = payload
-    return arguments
-
-
-async def _call(handler: Handler[..., Any], arguments: dict[str, Any], threads: Threads) -> Any:
-    if handler.is_async:
-        return await handler.function(**arguments)
-    call: Callable[[], Any] = lambda: handler.function(**arguments)  # noqa: E731
-    run = contextvars.copy_context().run
-    kind, value = await asyncio.get_running_loop().run_in_executor(threads, _contained, run, call)
-    if kind:
-        return value
-    raise value
+def _wrapped(middleware: Any, context: Any, proceed: Callable[[], Any]) -> Callable[[], Any]:
+    return lambda: middleware(context, proceed)
 
 
 def _contained(run: Callable[..., Any], call: Callable[[], Any]) -> tuple[bool, Any]:
@@ -69,35 +127,48 @@ def _contained(run: Callable[..., Any], call: Callable[[], Any]) -> tuple[bool, 
         return False, RuntimeError(f"handler raised {error!r}") if isinstance(error, StopIteration) else error
 
 
-def _interrupted(slot: Slot, claim: Claim, error: asyncio.CancelledError) -> Outcome:
+def _settled(slot: Slot) -> Settled | None:
+    """Once its transaction has committed, nothing that the handler does changes the outcome."""
+    return Settled() if slot.context is not None and slot.context.settled else None
+
+
+def interrupted(slot: Slot, claim: Claim, error: asyncio.CancelledError) -> Outcome:
+    """What an attempt that ended by a CancelledError means: whose wish was it?"""
     slot.heeded()
     match slot.stop:
         case Stop.CANCEL:
             return Canceled("heeded a cancel request")
         case Stop.TIMEOUT:
-            return Failed(
-                f"timed out after {slot.allowed:g} s", reason=None, fingerprint=f"timeout:{claim.type}", error=None
-            )
+            return Failed(f"timed out after {slot.allowed:g} s", fingerprint=f"timeout:{claim.type}")
         case Stop.DRAIN:
             return Released("the worker stopped before the task was done")
+        case Stop.EXCLUSIVE:
+            return Released("no heartbeat was acknowledged; an exclusive attempt stops before its lease is lost")
         case Stop.EXIT:
             raise error
         case _:
             return failed(claim.type, error)
 
 
-def _raised(claim: Claim, error: BaseException, slot: Slot) -> Outcome:
+def _raised(handler: Handler[..., Any], claim: Claim, error: BaseException, slot: Slot) -> Outcome:
     match error:
         case Retry():
             return Failed(str(error), retry_after=error.after)
         case Snooze():
             return Snoozed(max(0.0, error.seconds), error.reason)
         case Cancel():
-            return Released("the worker stopped") if slot.stop is Stop.DRAIN else Canceled(error.reason)
+            if slot.stop in (Stop.DRAIN, Stop.EXCLUSIVE):
+                return Released("the worker stopped; the handler heeded it")
+            if slot.stop is Stop.TIMEOUT:
+                return Failed(f"timed out after {slot.allowed:g} s", fingerprint=f"timeout:{claim.type}")
+            return Canceled(error.reason)
         case DeadLetter():
             return Failed(error.reason, permanent=True, reason=error.reason[:200] or "permanent")
+        case LeaseLost():
+            return Released(str(error))
         case _:
-            return failed(claim.type, error)
+            slot.policy = handler.options.policy(error)
+            return failed(claim.type, error, permanent=slot.policy is None)
 
 
 def _result(claim: Claim, value: Any) -> Outcome:

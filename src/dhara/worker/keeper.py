@@ -41,6 +41,7 @@ _WATCH = 0.25
 _LAG_WARNING = 1.0
 _AFTERMATH = 2.0
 _REAP_TRIES = 100
+_EXCLUSIVE_KILL = 0.93  # of L; the runner itself has asked the handler to stop at 0.8 L
 
 
 class KeeperConfig(Struct, frozen=True, kw_only=True):
@@ -137,14 +138,16 @@ class Keeper:
 
     async def beat(self) -> None:
         """One heartbeat for every runner that lives and is not stopped."""
-        ids, running = [], []
+        sent = time.monotonic()
+        alive = {}
         for board in self.boards:
             header = board.header()
             if header.flags == STARTED and process.runs(header.pid):
-                ids.append(header.worker)
-                running.append(header.running)
-        if ids:
-            await self._workers.beat(ids, running)
+                alive[header.worker] = (board, header.running)
+        if alive:
+            known = await self._workers.beat(list(alive), [running for _, running in alive.values()])
+            for worker in known & alive.keys():
+                alive[worker][0].acknowledge(sent)
 
     async def watch(self) -> None:
         """Kill runners with a task far past its deadline; warn of a loop that does not turn."""
@@ -155,7 +158,10 @@ class Keeper:
             if header.flags != STARTED or header.worker == NOBODY:
                 continue
             self._warn_of_lag(board, now - header.tick)
-            late = [entry for entry in board.entries() if now > entry.deadline]
+            # An exclusive attempt must not outlive its lease: no acknowledged beat, no process.
+            unheard = now - header.acked > _EXCLUSIVE_KILL * self._config.maintenance.stale_after
+            entries = board.entries()
+            late = [e for e in entries if now > e.deadline or (e.exclusive and unheard)]
             # Seen twice, so that a line that was read while it was written kills nobody.
             proven = [entry for entry in late if (header.worker, entry.lease) in self._overdue]
             overdue |= {(header.worker, entry.lease) for entry in late}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, Generic, ParamSpec, TypeVar, get_type_hints
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from typing import Any, Generic, Literal, ParamSpec, TypeVar, get_type_hints
 
 from msgspec import Struct
 
@@ -13,7 +14,9 @@ from dhara.domain.backoff import RetryPolicy
 from dhara.domain.task import Call
 from dhara.errors import RegistryError
 from dhara.worker.context import Context
+from dhara.worker.payload import Model, model_of
 
+_TYPE = type
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -25,6 +28,17 @@ class Options(Struct, frozen=True, kw_only=True):
     priority: int = 0
     timeout: float | None = None
     retry: RetryPolicy = RetryPolicy()
+    # The first class that the exception is an instance of decides; None: no further attempt.
+    retry_on: Mapping[type[BaseException], RetryPolicy | None] = {}
+    executor: Literal["auto", "process"] = "auto"
+    exclusive: bool = False
+
+    def policy(self, error: BaseException | None) -> RetryPolicy | None:
+        """How a failure by `error` is retried; None: it is not."""
+        for kind, policy in self.retry_on.items():
+            if isinstance(error, kind):
+                return policy
+        return self.retry
 
 
 class Handler(Generic[P, R]):
@@ -35,7 +49,8 @@ class Handler(Generic[P, R]):
         self.function = function
         self.options = options
         self.is_async = inspect.iscoroutinefunction(function)
-        self.signature = _signature(type, function)
+        self.signature, hints = _signature(type, function)
+        self.model: Model | None = model_of(self.signature, hints)
         parameters = self.signature.parameters
         self.wants_context = "ctx" in parameters
         self._calls = inspect.Signature([p for name, p in parameters.items() if name != "ctx"])
@@ -55,8 +70,11 @@ class Handler(Generic[P, R]):
     def s(self, *args: Any, **kwargs: Any) -> Call:
         """This handler with these arguments, to be enqueued. Raises `TypeError` if they do not fit the signature.
 
-        `ctx` is left out: the worker gives it.
+        `ctx` is left out: the worker gives it. A handler of one dataclass, msgspec struct or pydantic model takes an
+        instance of it, or its fields.
         """
+        if self.model is not None:
+            return Call(type=self.type, payload=self.model.dump(args, kwargs), defaults=self.defaults())
         bound = self._calls.bind(*args, **kwargs)
         payload = dict(bound.arguments)
         for name, parameter in self._calls.parameters.items():
@@ -73,8 +91,16 @@ class Handler(Generic[P, R]):
             found["max_retries"] = self.options.retry.max_retries
         return found
 
-    def misfit(self, payload: Any) -> str | None:
-        """Why this payload cannot be given to the handler, or None."""
+    def arguments(self, payload: Any) -> dict[str, Any]:
+        """The handler's keyword arguments in `payload`. Raises `ValueError` saying why they do not fit."""
+        if self.model is not None:
+            return {self.model.parameter: self.model.load(payload)}
+        if problem := self._misfit(payload):
+            raise ValueError(problem)
+        arguments: dict[str, Any] = payload
+        return arguments
+
+    def _misfit(self, payload: Any) -> str | None:
         if not isinstance(payload, dict):
             return f"the payload must be a JSON object of the handler's arguments, not {type(payload).__name__}"
         if missing := self.required - payload.keys():
@@ -84,11 +110,49 @@ class Handler(Generic[P, R]):
         return None
 
 
+Proceed = Callable[[], Awaitable[Any]]
+AsyncMiddleware = Callable[[Context, Proceed], Awaitable[Any]]
+SyncMiddleware = Callable[[Context], Any]
+
+
 class Registry:
-    """The handlers of a worker, by task type."""
+    """The handlers of a worker, by task type, and what stands around them: middleware and lifespan."""
 
     def __init__(self) -> None:
         self._handlers: dict[str, Handler[..., Any]] = {}
+        self.around: list[AsyncMiddleware] = []
+        self.within: list[SyncMiddleware] = []
+        self._lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None = None
+
+    def middleware(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Register what stands around every handler, outermost first.
+
+        `async def m(ctx, proceed): ...; result = await proceed(); ...; return result` stands around all handlers.
+        `def m(ctx): ...; yield; ...` runs where the handler runs: on the loop, in its thread or in its process.
+        """
+        if inspect.iscoroutinefunction(function):
+            self.around.append(function)
+        elif inspect.isgeneratorfunction(function):
+            self.within.append(contextmanager(function))
+        else:
+            raise RegistryError("middleware is `async def m(ctx, proceed)`, or `def m(ctx)` with one `yield`")
+        return function
+
+    def lifespan(self, function: Callable[[], AsyncIterator[Any]]) -> Callable[[], AsyncIterator[Any]]:
+        """Register what a worker sets up before its first task and takes down after its last.
+
+        `async def resources(): pool = await open(); yield pool; await pool.close()`. What it yields is `ctx.state`.
+        """
+        if not inspect.isasyncgenfunction(function):
+            raise RegistryError("lifespan is `async def` with one `yield`")
+        if self._lifespan is not None:
+            raise RegistryError("the registry has a lifespan already")
+        self._lifespan = asynccontextmanager(function)
+        return function
+
+    def live(self) -> AbstractAsyncContextManager[Any]:
+        """The lifespan, to be entered; yields `ctx.state`."""
+        return self._lifespan() if self._lifespan is not None else _nothing()
 
     def task(
         self,
@@ -98,13 +162,27 @@ class Registry:
         priority: int = 0,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
+        retry_on: Mapping[type[BaseException], RetryPolicy | None] | None = None,
+        executor: Literal["auto", "process"] = "auto",
+        exclusive: bool = False,
     ) -> Callable[[Callable[P, R]], Handler[P, R]]:
         """Register a function as the handler of `type`. Raises `RegistryError` for what cannot work.
 
-        `async def` runs on the loop, `def` in a thread. The payload's keys are the keyword arguments; a parameter
-        `ctx` receives the `Context`.
+        `async def` runs on the loop, `def` in a thread; `executor="process"` runs either in a process of its own, which
+        timeouts and cancellation kill. The payload's keys are the keyword arguments, or the fields of the one dataclass,
+        msgspec struct or pydantic model that the handler takes; a parameter `ctx` receives the `Context`.
+        `timeout` is seconds. `retry_on`: policies by exception class, first match first; None: no retry.
+        `exclusive`: the attempt is stopped before its lease can be lost, so that no two attempts ever overlap.
         """
-        options = Options(queue=queue, priority=priority, timeout=timeout, retry=retry or RetryPolicy())
+        options = Options(
+            queue=queue,
+            priority=priority,
+            timeout=timeout,
+            retry=retry or RetryPolicy(),
+            retry_on=dict(retry_on or {}),
+            executor=executor,
+            exclusive=exclusive,
+        )
         _check(type, options)
 
         def register(function: Callable[P, R]) -> Handler[P, R]:
@@ -129,7 +207,17 @@ class Registry:
         return len(self._handlers)
 
 
+@asynccontextmanager
+async def _nothing() -> AsyncIterator[None]:
+    yield
+
+
 def _check(type: str, options: Options) -> None:
+    if options.executor not in ("auto", "process"):
+        raise RegistryError(f"{type}: executor must be 'auto' or 'process', not {options.executor!r}")
+    for kind in options.retry_on:
+        if not (isinstance(kind, _TYPE) and issubclass(kind, BaseException)):
+            raise RegistryError(f"{type}: retry_on has {kind!r}, which is no exception class")
     for what, value in (("task type", type), ("queue", options.queue)):
         if not isinstance(value, str) or not limits.NAME.fullmatch(value):
             raise RegistryError(f"{what} {value!r} is not a name: {limits.NAME_HINT}")
@@ -141,7 +229,7 @@ def _check(type: str, options: Options) -> None:
         raise RegistryError(f"{type}: max_retries must be {limits.MAX_RETRIES[0]} to {limits.MAX_RETRIES[1]}")
 
 
-def _signature(type: str, function: Any) -> inspect.Signature:
+def _signature(type: str, function: Any) -> tuple[inspect.Signature, dict[str, Any]]:
     if not inspect.isroutine(function):
         raise RegistryError(f"{type}: the handler must be a function, not {function!r}")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
@@ -158,4 +246,4 @@ def _signature(type: str, function: Any) -> inspect.Signature:
         raise RegistryError(f"{type}: an annotation of the handler cannot be resolved: {error}") from None
     if "ctx" in hints and hints["ctx"] is not Context:
         raise RegistryError(f"{type}: the argument ctx is the dhara Context; annotate it `ctx: Context`, or rename it")
-    return signature
+    return signature, hints

@@ -125,8 +125,11 @@ class Settler(Service):
         if len(accepted) == len(batch):
             return
         stale = [s for s in batch if s.lease not in accepted]
+        log.warning(
+            "the leases of %d attempts were lost, their outcomes are discarded: task %s%s",
+            len(stale), stale[0].id, " and others" if len(stale) > 1 else "",
+        )
         for settlement in stale:
-            log.warning("task %s: lease lost, its outcome %s is discarded", settlement.id, settlement.event)
             self._rejected(settlement)
         try:
             await self._tasks.reject(self._worker, stale)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from enum import Enum
 
+from dhara.domain.backoff import RetryPolicy
 from dhara.domain.task import Claim
 from dhara.worker.context import Context
 
@@ -15,13 +16,28 @@ class Stop(Enum):
     CANCEL = "cancel"
     TIMEOUT = "timeout"
     DRAIN = "drain"
+    EXCLUSIVE = "exclusive"
     EXIT = "exit"
 
 
 class Slot:
     """One long-lived coroutine's place. `deadline` is on the monotonic clock."""
 
-    __slots__ = ("allowed", "claim", "context", "deadline", "index", "interruptible", "since", "stop", "stop_at", "task", "_sent")
+    __slots__ = (
+        "_sent",
+        "allowed",
+        "claim",
+        "context",
+        "deadline",
+        "exclusive",
+        "index",
+        "interruptible",
+        "policy",
+        "since",
+        "stop",
+        "stop_at",
+        "task",
+    )
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -32,11 +48,21 @@ class Slot:
         self.deadline = 0.0
         self.allowed = 0.0
         self.interruptible = True
+        self.exclusive = False
+        self.policy: RetryPolicy | None = None
         self.stop: Stop | None = None
         self.stop_at = 0.0
         self._sent = 0
 
-    def begin(self, claim: Claim, now: float, allowed: float, interruptible: bool) -> None:
+    def begin(
+        self,
+        claim: Claim,
+        now: float,
+        allowed: float,
+        interruptible: bool,
+        exclusive: bool = False,
+        policy: RetryPolicy | None = None,
+    ) -> None:
         """An attempt starts, for at most `allowed` seconds."""
         self.claim = claim
         self.context = None
@@ -44,6 +70,8 @@ class Slot:
         self.allowed = allowed
         self.deadline = now + allowed
         self.interruptible = interruptible
+        self.exclusive = exclusive
+        self.policy = policy
         self.stop = None
         self._sent = 0
 

@@ -15,7 +15,9 @@ CREATE TABLE dhara.tasks (
     completed_at        timestamptz,
     cancel_requested_at timestamptz,
     expires_at          timestamptz,
+    unique_until        timestamptz,
     timeout             double precision,
+    retention           double precision,
     attempts            integer     NOT NULL DEFAULT 0,
     generation          integer     NOT NULL DEFAULT 1,
     priority            smallint    NOT NULL DEFAULT 0,
@@ -27,6 +29,9 @@ CREATE TABLE dhara.tasks (
     type                text        NOT NULL,
     queue               text        NOT NULL DEFAULT 'default',
     idempotency_key     text,
+    unique_key          text,
+    unique_slot         text,
+    unique_scope        text,
     concurrency_key     text,
     traceparent         text,
     reason              text,
@@ -34,6 +39,7 @@ CREATE TABLE dhara.tasks (
     last_error          text,
     tags                text[],
     progress            json,
+    logs                json,
     payload             json        NOT NULL DEFAULT '{}',
     result              json
 ) WITH (
@@ -48,6 +54,9 @@ CREATE TABLE dhara.tasks (
 
 COMMENT ON TABLE dhara.tasks IS 'One row a task; updated in place along the moves of domain/lifecycle.py only.';
 COMMENT ON COLUMN dhara.tasks.lease IS 'Random token of the attempt that holds or held the row; every write of the attempt is conditional on it.';
+COMMENT ON COLUMN dhara.tasks.unique_slot IS 'unique_key while it keeps others out: while pending, while open, or until unique_until.';
+COMMENT ON COLUMN dhara.tasks.logs IS 'Log lines of the running attempt; they move to its history row when it ends.';
+COMMENT ON COLUMN dhara.tasks.retention IS 'Seconds that the task is kept once it is final; NULL: as its queue or the fleet says.';
 COMMENT ON COLUMN dhara.tasks.attempts IS 'Executions started, over all generations; only ever grows.';
 COMMENT ON COLUMN dhara.tasks.failures IS 'Failed executions of this generation, the budget against max_retries.';
 COMMENT ON COLUMN dhara.tasks.crashes IS 'Executions of this generation that ended by a crash or a lost lease; the poison counter.';
@@ -58,6 +67,7 @@ CREATE INDEX tasks_pending ON dhara.tasks (queue, priority DESC, run_at, id) WHE
 CREATE INDEX tasks_running ON dhara.tasks (locked_by) WHERE status = 'RUNNING';
 CREATE INDEX tasks_dead ON dhara.tasks (id) WHERE status = 'DEAD';
 CREATE INDEX tasks_expiring ON dhara.tasks (expires_at) WHERE status = 'PENDING' AND expires_at IS NOT NULL;
+CREATE UNIQUE INDEX tasks_unique ON dhara.tasks (type, unique_slot) WHERE unique_slot IS NOT NULL;
 CREATE UNIQUE INDEX tasks_idempotency ON dhara.tasks (type, idempotency_key) WHERE idempotency_key IS NOT NULL;
 
 -- One row for each end of an attempt (holding both moves: the claim and what ended it) and for each other change.
@@ -103,6 +113,7 @@ CREATE TABLE dhara.queues (
     name       text        PRIMARY KEY,
     paused_at  timestamptz,
     paused_by  text,
+    retention  double precision,
     updated_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
@@ -138,7 +149,7 @@ CREATE VIEW dhara.task_logs AS
     FROM dhara.task_history WHERE claim_seq IS NOT NULL
     UNION ALL
     SELECT seq, task_id, generation, attempt, lease, event,
-           CASE WHEN event IN ('SETTLE_REJECTED', 'CANCEL_REQUESTED', 'PROGRESS') THEN NULL
+           CASE WHEN event IN ('SETTLE_REJECTED', 'CANCEL_REQUESTED', 'PROGRESS', 'REPLACED', 'RESCHEDULED') THEN NULL
                 WHEN event = 'EXPIRED' THEN 'PENDING'
                 WHEN event = 'REVIVED' THEN 'DEAD'
                 WHEN event = 'PRUNED' THEN reason
@@ -160,7 +171,7 @@ CREATE VIEW dhara.attempts AS
            event AS outcome, reason, error, logs
     FROM dhara.task_history WHERE claim_seq IS NOT NULL
     UNION ALL
-    SELECT id, generation, attempts, locked_by, lease, started_at, NULL, NULL, NULL, NULL, NULL
+    SELECT id, generation, attempts, locked_by, lease, started_at, NULL, NULL, NULL, NULL, logs
     FROM dhara.tasks WHERE status = 'RUNNING';
 COMMENT ON VIEW dhara.attempts IS 'One row an execution; outcome and ended_at are NULL while it runs.';
 

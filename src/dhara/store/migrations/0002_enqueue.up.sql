@@ -18,6 +18,36 @@ BEGIN
     RAISE EXCEPTION 'dhara: %: %', field, problem USING ERRCODE = 'invalid_parameter_value', COLUMN = field;
 END $$;
 
+-- What an enqueue does to the PENDING task of its unique key; no row if it is PENDING no longer.
+CREATE FUNCTION dhara.replace_pending(
+    id uuid, content boolean, payload json, queue text, priority integer, max_retries integer, run_at timestamptz
+) RETURNS SETOF uuid
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    WITH found AS (
+        SELECT t.id, t.queue FROM dhara.tasks AS t
+        WHERE t.id = replace_pending.id AND t.status = 'PENDING' AND t.unique_slot IS NOT NULL FOR UPDATE
+    ), changed AS (
+        UPDATE dhara.tasks AS t
+        SET run_at = replace_pending.run_at, updated_at = clock_timestamp(),
+            payload = CASE WHEN replace_pending.content THEN replace_pending.payload ELSE t.payload END,
+            queue = CASE WHEN replace_pending.content THEN replace_pending.queue ELSE t.queue END,
+            priority = CASE WHEN replace_pending.content THEN replace_pending.priority ELSE t.priority END,
+            max_retries = CASE WHEN replace_pending.content THEN replace_pending.max_retries ELSE t.max_retries END
+        FROM found WHERE t.id = found.id
+        RETURNING t.id, t.queue, t.generation, t.attempts, found.queue AS old_queue
+    ), logged AS (
+        INSERT INTO dhara.task_history (task_id, generation, attempt, event)
+        SELECT c.id, c.generation, c.attempts, CASE WHEN replace_pending.content THEN 'REPLACED' ELSE 'RESCHEDULED' END
+        FROM changed AS c
+    ), counted AS (
+        INSERT INTO dhara.counters (n, queue, event, from_state, to_state)
+        SELECT 1, c.old_queue, 'MOVED', 'PENDING', NULL FROM changed AS c WHERE c.queue <> c.old_queue
+        UNION ALL
+        SELECT 1, c.queue, 'MOVED', NULL, 'PENDING' FROM changed AS c WHERE c.queue <> c.old_queue
+    )
+    SELECT c.id FROM changed AS c
+$$;
+
 CREATE FUNCTION dhara.enqueue(
     type text,
     payload json DEFAULT '{}',
@@ -32,6 +62,10 @@ CREATE FUNCTION dhara.enqueue(
     tags text[] DEFAULT NULL,
     concurrency_key text DEFAULT NULL,
     traceparent text DEFAULT NULL,
+    unique_key text DEFAULT NULL,
+    unique_for text DEFAULT 'open',
+    on_conflict text DEFAULT 'keep',
+    retention double precision DEFAULT NULL,
     id uuid DEFAULT NULL,
     OUT task_id uuid,
     OUT created boolean,
@@ -42,6 +76,7 @@ CREATE FUNCTION dhara.enqueue(
 DECLARE
     name_pattern CONSTANT text := '^[a-z0-9][a-z0-9._:-]{0,99}$';
     moment timestamptz := clock_timestamp();
+    timed boolean := enqueue.unique_for ~ '^\d';
     standing record;
 BEGIN
     IF enqueue.type IS NULL OR enqueue.type !~ name_pattern THEN
@@ -79,6 +114,15 @@ BEGIN
         PERFORM dhara.refuse_field('concurrency_key', 'text of 1 to 255 characters, no control characters');
     ELSIF enqueue.traceparent !~ '^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$' THEN
         PERFORM dhara.refuse_field('traceparent', 'a W3C traceparent');
+    ELSIF length(enqueue.unique_key) NOT BETWEEN 1 AND 255 OR enqueue.unique_key ~ '[\x01-\x1f\x7f]' THEN
+        PERFORM dhara.refuse_field('unique_key', 'text of 1 to 255 characters, no control characters');
+    ELSIF enqueue.unique_for IS NULL OR enqueue.unique_for !~ '^(pending|open|\d{1,9}(\.\d{1,9})?)$'
+          OR (timed AND enqueue.unique_for::float8 NOT BETWEEN 1 AND 365 * 86400) THEN
+        PERFORM dhara.refuse_field('unique_for', '''pending'', ''open'', or seconds from 1 to 31536000');
+    ELSIF enqueue.on_conflict IS NULL OR enqueue.on_conflict NOT IN ('keep', 'replace', 'reschedule') THEN
+        PERFORM dhara.refuse_field('on_conflict', '''keep'', ''replace'' or ''reschedule''');
+    ELSIF enqueue.retention NOT BETWEEN 0 AND 10 * 365 * 86400 THEN
+        PERFORM dhara.refuse_field('retention', 'seconds, a number from 0 to 315360000');
     END IF;
     -- A payload that later reads could not show: jsonb refuses \u0000 and lone surrogates.
     PERFORM enqueue.payload::jsonb;
@@ -89,11 +133,15 @@ BEGIN
 
     LOOP
         INSERT INTO dhara.tasks AS t (id, type, queue, payload, priority, max_retries, run_at, created_at, updated_at,
-                                      idempotency_key, timeout, expires_at, tags, concurrency_key, traceparent)
+                                      idempotency_key, timeout, expires_at, tags, concurrency_key, traceparent, retention,
+                                      unique_key, unique_slot, unique_scope, unique_until)
         VALUES (COALESCE(enqueue.id, dhara.new_id()), enqueue.type, enqueue.queue, enqueue.payload, enqueue.priority,
                 enqueue.max_retries, GREATEST(enqueue.run_at, moment + enqueue.delay * interval '1 second', moment),
                 moment, moment, enqueue.idempotency_key, enqueue.timeout, enqueue.expires_at, enqueue.tags,
-                enqueue.concurrency_key, enqueue.traceparent)
+                enqueue.concurrency_key, enqueue.traceparent, enqueue.retention, enqueue.unique_key, enqueue.unique_key,
+                CASE WHEN enqueue.unique_key IS NOT NULL THEN CASE WHEN timed THEN 'period' ELSE enqueue.unique_for END END,
+                CASE WHEN enqueue.unique_key IS NOT NULL AND timed
+                     THEN moment + enqueue.unique_for::float8 * interval '1 second' END)
         ON CONFLICT DO NOTHING
         RETURNING t.id INTO task_id;
         IF FOUND THEN
@@ -104,18 +152,33 @@ BEGIN
             PERFORM pg_notify('dhara.wakeup', enqueue.queue);
             RETURN;
         END IF;
-        SELECT t.id, t.status, t.payload::jsonb = enqueue.payload::jsonb AS same INTO standing
+        SELECT t.id, t.status, t.payload::jsonb = enqueue.payload::jsonb AS same, t.unique_scope, t.unique_until,
+               CASE WHEN t.id = enqueue.id THEN 'id'
+                    WHEN t.idempotency_key = enqueue.idempotency_key THEN 'idempotency_key' ELSE 'unique_key' END AS way
+        INTO standing
         FROM dhara.tasks AS t
-        WHERE (t.type = enqueue.type AND t.idempotency_key = enqueue.idempotency_key) OR t.id = enqueue.id
-        ORDER BY t.id = enqueue.id DESC NULLS LAST LIMIT 1;
-        IF FOUND THEN
-            IF NOT standing.same THEN
+        WHERE t.id = enqueue.id OR (t.type = enqueue.type AND t.idempotency_key = enqueue.idempotency_key)
+           OR (t.type = enqueue.type AND t.unique_slot = enqueue.unique_key)
+        ORDER BY 6 LIMIT 1;
+        IF FOUND AND standing.way = 'unique_key' AND standing.unique_scope = 'period' AND standing.unique_until <= moment THEN
+            UPDATE dhara.tasks AS t SET unique_slot = NULL WHERE t.id = standing.id;
+            CONTINUE;
+        END IF;
+        IF FOUND AND standing.way = 'unique_key' AND standing.status = 'PENDING' AND enqueue.on_conflict <> 'keep' THEN
+            PERFORM dhara.replace_pending(standing.id, enqueue.on_conflict = 'replace', enqueue.payload, enqueue.queue,
+                enqueue.priority, enqueue.max_retries,
+                GREATEST(enqueue.run_at, moment + enqueue.delay * interval '1 second', moment));
+            -- It may have been claimed meanwhile; then it is looked at again.
+            IF NOT FOUND THEN CONTINUE; END IF;
+        END IF;
+        IF standing.id IS NOT NULL THEN
+            IF standing.way = 'idempotency_key' AND NOT standing.same THEN
                 RAISE EXCEPTION 'dhara: idempotency key % belongs to task %, which has another payload',
                     quote_literal(enqueue.idempotency_key), standing.id
                     USING ERRCODE = 'unique_violation', HINT = 'Use another key for another task.';
             END IF;
             task_id := standing.id;
-            created := COALESCE(standing.id = enqueue.id, false);
+            created := standing.way = 'id';
             status := standing.status;
             RETURN;
         END IF;
@@ -135,11 +198,37 @@ CREATE FUNCTION dhara.enqueue_all(tasks json, OUT ord bigint, OUT task_id uuid, 
         CROSS JOIN LATERAL json_to_record(given.task) AS fields (
             id uuid, type text, queue text, priority integer, max_retries integer, run_at timestamptz,
             delay double precision, idempotency_key text, timeout double precision, expires_at timestamptz, tags text[],
-            concurrency_key text, traceparent text)
+            concurrency_key text, traceparent text, unique_key text, unique_for text, on_conflict text,
+            retention double precision)
     ) AS t
     CROSS JOIN LATERAL dhara.enqueue(
         t.type, COALESCE(t.payload, '{}'), COALESCE(t.queue, 'default'), COALESCE(t.priority, 0),
         COALESCE(t.max_retries, 5), t.run_at, t.delay, t.idempotency_key, t.timeout, t.expires_at, t.tags,
-        t.concurrency_key, t.traceparent, t.id) AS e
+        t.concurrency_key, t.traceparent, t.unique_key, COALESCE(t.unique_for, 'open'), COALESCE(t.on_conflict, 'keep'),
+        t.retention, t.id) AS e
     ORDER BY t.ord
+$$;
+
+-- Complete a task in the transaction of its handler's own writes: what ctx.transaction() calls, through any driver.
+-- One JSON object: id, lease, result, logs. False: the lease is lost, and the caller must roll back.
+CREATE FUNCTION dhara.complete(outcome json) RETURNS boolean
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    WITH settled AS (
+        UPDATE dhara.tasks AS t
+        SET status = 'COMPLETED', completed_at = clock_timestamp(), updated_at = clock_timestamp(),
+            result = complete.outcome->'result', logs = NULL, reason = NULL, fingerprint = NULL,
+            unique_slot = CASE WHEN t.unique_scope = 'period' THEN t.unique_slot END
+        WHERE t.id = (complete.outcome->>'id')::uuid AND t.status = 'RUNNING'
+          AND t.lease = (complete.outcome->>'lease')::uuid
+        RETURNING t.id, t.lease, t.locked_by, t.claim_seq, t.started_at, t.generation, t.attempts, t.queue
+    ), logged AS (
+        INSERT INTO dhara.task_history (task_id, lease, worker_id, claim_seq, claimed_at, generation, attempt, event, logs)
+        SELECT id, lease, locked_by, claim_seq, started_at, generation, attempts, 'COMPLETED',
+               CASE WHEN json_typeof(complete.outcome->'logs') = 'array' THEN complete.outcome->'logs' END
+        FROM settled
+    ), counted AS (
+        INSERT INTO dhara.counters (n, queue, event, from_state, to_state)
+        SELECT 1, queue, 'COMPLETED', 'RUNNING', 'COMPLETED' FROM settled
+    )
+    SELECT EXISTS (SELECT FROM settled)
 $$;

@@ -27,6 +27,7 @@ WITH lane AS (
 ), claimed AS (
     UPDATE dhara.tasks AS t
     SET status = 'RUNNING', lease = gen_random_uuid(), locked_by = $1, attempts = t.attempts + 1,
+        unique_slot = CASE WHEN t.unique_scope <> 'pending' THEN t.unique_slot END, logs = NULL,
         claim_seq = nextval('dhara.task_history_seq'), started_at = clock_timestamp(), updated_at = clock_timestamp()
     FROM roomy WHERE t.id = roomy.id
     RETURNING t.id, t.lease, t.type, t.queue, t.priority, t.run_at, t.payload, t.attempts, t.failures, t.crashes, t.snoozes,

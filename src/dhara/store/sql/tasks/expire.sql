@@ -6,6 +6,7 @@ WITH found AS (
 ), expired AS (
     UPDATE dhara.tasks AS t
     SET status = 'DEAD', reason = 'expired', fingerprint = md5(t.type || ':expired'),
+        unique_slot = CASE WHEN t.unique_scope = 'period' THEN t.unique_slot END,
         completed_at = clock_timestamp(), updated_at = clock_timestamp()
     FROM found WHERE t.id = found.id
     RETURNING t.id, t.queue, t.generation, t.attempts

@@ -2,11 +2,15 @@
 -- $1 uuid after this id · $2 float8 seconds that COMPLETED and CANCELED tasks are kept · $3 float8 seconds for DEAD
 -- $4 integer most tasks
 WITH found AS (
-    SELECT id FROM dhara.tasks
-    WHERE id > $1
-      AND ((status IN ('COMPLETED', 'CANCELED') AND completed_at < clock_timestamp() - $2 * interval '1 second')
-           OR (status = 'DEAD' AND completed_at < clock_timestamp() - $3 * interval '1 second'))
-    ORDER BY id LIMIT $4
+    SELECT t.id FROM dhara.tasks AS t
+    WHERE t.id > $1 AND t.status IN ('COMPLETED', 'CANCELED', 'DEAD')
+      -- Its own retention, its queue's, the fleet's: the first that is said.
+      AND t.completed_at < clock_timestamp() - interval '1 second' * COALESCE(
+              t.retention, (SELECT q.retention FROM dhara.queues AS q WHERE q.name = t.queue),
+              CASE WHEN t.status = 'DEAD' THEN $3 ELSE $2 END)
+      -- A unique key that still keeps others out keeps its task, too.
+      AND (t.unique_slot IS NULL OR t.unique_until <= clock_timestamp())
+    ORDER BY t.id LIMIT $4
     FOR UPDATE SKIP LOCKED
 ), gone AS (
     DELETE FROM dhara.tasks AS t USING found WHERE t.id = found.id

@@ -9,14 +9,14 @@ WITH worker AS (
     SELECT id FROM dhara.workers WHERE id = $1 AND ($2::bigint IS NULL OR beat_seq = $2) FOR UPDATE
 ), found AS (
     -- What is judged below is the row as the lock saw it, not as the snapshot did: a cancellation may have come between.
-    SELECT t.id, t.cancel_requested_at, t.crashes, t.failures, t.max_retries,
+    SELECT t.id, t.cancel_requested_at, t.crashes, t.failures, t.max_retries, t.logs,
            $8::uuid[] IS NULL OR t.lease = ANY ($8::uuid[]) AS blamed
     FROM dhara.tasks AS t JOIN worker ON t.locked_by = worker.id
     WHERE t.status = 'RUNNING' AND t.started_at <= clock_timestamp() - $3 * interval '1 second'
     ORDER BY t.id LIMIT $4
     FOR UPDATE OF t SKIP LOCKED
 ), judged AS (
-    SELECT id, blamed,
+    SELECT id, blamed, logs,
            CASE WHEN cancel_requested_at IS NOT NULL THEN 'CANCELED'
                 WHEN NOT blamed THEN 'RELEASED'
                 WHEN crashes + 1 >= 3 OR failures + 1 > max_retries THEN 'DEAD'
@@ -35,17 +35,20 @@ WITH worker AS (
                           CASE WHEN t.crashes = 0 THEN random()
                                ELSE LEAST($7, $6 * 2 ^ t.failures) * (0.5 + random()) END
                       ELSE t.run_at END,
+        unique_slot = CASE WHEN t.unique_scope = 'period' OR j.event NOT IN ('CANCELED', 'DEAD') THEN t.unique_slot END,
+        logs = NULL,
         completed_at = CASE WHEN j.event IN ('CANCELED', 'DEAD') THEN clock_timestamp() END,
         updated_at = clock_timestamp(),
         reason = CASE j.event WHEN 'DEAD' THEN j.dead_reason ELSE NULL END,
         fingerprint = CASE WHEN j.event = 'DEAD' THEN md5(t.type || ':' || j.dead_reason || ':' || $5) END,
         last_error = CASE WHEN j.blamed THEN $5 ELSE t.last_error END
     FROM judged AS j WHERE t.id = j.id
-    RETURNING t.id, t.lease, t.locked_by, t.claim_seq, t.started_at, t.generation, t.attempts, t.queue, t.status,
-              j.event, j.blamed, COALESCE(j.dead_reason || ': ', '') || $5 AS reason
+    RETURNING t.id, t.lease, t.locked_by, t.claim_seq, t.started_at, t.generation, t.attempts, t.queue, t.status, j.logs,
+              j.event, CASE WHEN j.event = 'RELEASED' THEN 'not to blame: ' || $5
+                            ELSE COALESCE(j.dead_reason || ': ', '') || $5 END AS reason
 ), logged AS (
-    INSERT INTO dhara.task_history (task_id, lease, worker_id, claim_seq, claimed_at, generation, attempt, event, reason)
-    SELECT id, lease, locked_by, claim_seq, started_at, generation, attempts, event, reason FROM reaped
+    INSERT INTO dhara.task_history (task_id, lease, worker_id, claim_seq, claimed_at, generation, attempt, event, reason, logs)
+    SELECT id, lease, locked_by, claim_seq, started_at, generation, attempts, event, reason, logs FROM reaped
 ), counted AS (
     INSERT INTO dhara.counters (n, queue, event, from_state, to_state)
     SELECT count(*), queue, event, 'RUNNING', status FROM reaped GROUP BY queue, event, status

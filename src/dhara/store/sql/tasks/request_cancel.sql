@@ -7,6 +7,7 @@ WITH found AS (
     UPDATE dhara.tasks AS t
     SET status = CASE found.status WHEN 'PENDING' THEN 'CANCELED' ELSE t.status END,
         completed_at = CASE found.status WHEN 'PENDING' THEN clock_timestamp() END,
+        unique_slot = CASE WHEN found.status <> 'PENDING' OR t.unique_scope = 'period' THEN t.unique_slot END,
         cancel_requested_at = clock_timestamp(), updated_at = clock_timestamp(), reason = $2
     FROM found
     WHERE t.id = found.id

@@ -11,7 +11,9 @@ WITH found AS (
         lease = NULL, locked_by = NULL, claim_seq = NULL, cancel_requested_at = NULL,
         -- An expiry that has passed would kill the task again before it runs.
         expires_at = CASE WHEN t.expires_at > clock_timestamp() THEN t.expires_at END,
-        reason = NULL, fingerprint = NULL
+        reason = NULL, fingerprint = NULL,
+        -- Open again, it keeps others out again; if another has taken the place, the unique index refuses.
+        unique_slot = CASE WHEN t.unique_scope = 'period' THEN t.unique_slot ELSE t.unique_key END
     FROM found WHERE t.id = found.id AND found.status = 'DEAD'
     RETURNING t.id, t.queue, found.queue AS old_queue, t.generation, t.attempts, t.run_at <= clock_timestamp() AS ready
 ), logged AS (

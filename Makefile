@@ -1,0 +1,83 @@
+# Everything a developer does. `make` alone lists it.
+#
+# .venv/.runtime and .venv/.dev are stamps: newer than the lock they come from, they mean that nothing is to be done.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.SUFFIXES:
+.PHONY: help install demo test check lint types layers format lock bench clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+JOBS ?= 2
+ARGS ?=
+PORT ?=
+ONCE ?=
+
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet --quiet
+# Locks are complete, so nothing is resolved; bytecode is made when a module is first used.
+LOCKED := $(PIP) install --require-hashes --no-deps --no-compile -r
+ITSELF := $(PIP) install --no-deps --no-build-isolation --no-compile --editable .
+
+CODE := $(wildcard src tests bench examples scripts)
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+install: $(VENV)/.dev ## make .venv, with bin/dhara and all that the tests need
+
+demo: $(VENV)/.runtime ## PostgreSQL, server, worker and dashboard with demo tasks (PORT=8080 ONCE=1 ARGS=)
+	@exec $(BIN)/dhara dev --demo $(if $(filter-out 0 no false,$(ONCE)),--once) $(if $(PORT),--port $(PORT)) $(ARGS)
+
+test: $(VENV)/.dev ## the whole suite (ARGS="-k claim" JOBS=2)
+	@exec $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+check: lint types layers test ## what CI runs: lint, format, types, import layers, tests
+
+lint: $(VENV)/.dev ## ruff: rules, and is it formatted?
+	@$(BIN)/ruff check $(CODE)
+	@$(BIN)/ruff format --check $(CODE)
+
+types: $(VENV)/.dev ## mypy, strict
+	@$(BIN)/python -m mypy
+
+layers: $(VENV)/.dev ## import-linter: imports point downwards
+	@$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/.dev ## let ruff mend and format the code
+	@$(BIN)/ruff check --fix --exit-zero $(CODE)
+	@$(BIN)/ruff format $(CODE)
+
+lock: ## resolve requirements/*.txt anew (ARGS=--keep: change no more than needed)
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,python3) scripts/lock.py $(ARGS)
+
+bench: $(VENV)/.dev ## throughput and latency on this machine
+	@exec $(BIN)/dhara bench $(ARGS)
+
+clean: ## remove .venv, caches and build output; data in .dhara stays
+	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis
+	@find src tests bench examples scripts -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# --- how .venv comes to be ----------------------------------------------------------------------------------
+
+$(VENV)/.made:
+	@python=; \
+	for candidate in python3.11 python3 python3.12 python3.13 python3.14 python; do \
+	    if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then echo "dhara needs Python 3.11 or newer: install it, then run make again" >&2; exit 1; fi; \
+	echo "==> making $(VENV) with $$($$python --version)"; \
+	$$python -m venv $(VENV) || { echo "$$python cannot make virtual environments: on Debian, apt-get install $$($$python -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.made requirements/runtime.txt pyproject.toml
+	@echo "==> installing dhara and PostgreSQL into $(VENV)"
+	@$(LOCKED) requirements/runtime.txt
+	@$(ITSELF)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.made requirements/dev.txt pyproject.toml
+	@echo "==> installing dhara, PostgreSQL and the test tools into $(VENV)"
+	@$(LOCKED) requirements/dev.txt
+	@$(ITSELF)
+	@touch $(VENV)/.runtime $@

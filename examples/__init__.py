@@ -1,0 +1,1 @@
+"""Runnable examples: `python -m examples.enqueue`, `dhara worker examples.handlers`."""

@@ -1,0 +1,316 @@
+"""The slots: long-lived coroutines that take claims from a local queue, run them, and hand on what to settle.
+
+One sweeper watches all deadlines instead of a timer an attempt. Suspects (tasks that were running when a process
+crashed) run alone: in the nursery, or, where there is none, in this process while nothing else runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from uuid import UUID
+
+from msgspec import structs
+
+from dhara.domain.backoff import Backoff, RetryPolicy
+from dhara.domain.outcome import Crashed, Failed, Outcome, Released
+from dhara.domain.settle import Settlement, decide
+from dhara.domain.task import Claim
+from dhara.telemetry import log as logs
+from dhara.worker.board import Board
+from dhara.worker.context import Context
+from dhara.worker.executor import Executor, interrupted
+from dhara.worker.lanes import ALL_QUEUES
+from dhara.worker.nursery import Nursery
+from dhara.worker.observed import Observations
+from dhara.worker.registry import Handler, Registry
+from dhara.worker.slot import Slot, Stop
+
+log = logging.getLogger(__name__)
+
+_AHEAD_SECONDS = 0.05
+_AHEAD_MOST = 1_000
+_TURN = 32
+_DEFAULT_RETRY = RetryPolicy()
+_EXCLUSIVE_STOP = 0.8  # of L
+
+
+class Slots:
+    """All slots of one runner. `settle` takes each settlement, `freed` hears that there is room again."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        concurrency: int,
+        queues: Mapping[str, int],
+        board: Board,
+        settle: Callable[[Settlement], None],
+        freed: Callable[[], None],
+        make_context: Callable[[Claim], Context],
+        handler_timeout: float,
+        kill_grace: float,
+        stale_after: float,
+        backoff: Backoff,
+        nursery: Nursery | None,
+        rng: random.Random,
+    ) -> None:
+        self._registry = registry
+        self._queues = queues
+        self._board = board
+        self._settle_with = settle
+        self._freed = freed
+        self._make_context = make_context
+        self._handler_timeout = handler_timeout
+        self._kill_grace = kill_grace
+        self._stale_after = stale_after
+        self._backoff = backoff
+        self._nursery = nursery
+        self._rng = rng
+        self._threads = ThreadPoolExecutor(concurrency, "dhara")
+        self._executor = Executor(registry, make_context, self._threads)
+        self._waiting: deque[Claim] = deque()
+        self._suspects: deque[Claim] = deque()
+        self._alone = False
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self._of_queue: Counter[str] = Counter()
+        self._rate = 0.0
+        self._counted = 0
+        self._last_sweep = time.monotonic()
+        self.slots = [Slot(i) for i in range(concurrency)]
+        self.busy = 0
+        self.finished = 0
+        self.observations = Observations()
+        self.all_idle = asyncio.Event()
+        self.all_idle.set()
+
+    def start(self) -> None:
+        """The slots begin to wait for claims."""
+        for slot in self.slots:
+            slot.task = asyncio.create_task(self._serve(slot), name=f"slot {slot.index}")
+
+    async def stop(self) -> None:
+        """The slots end, with whatever they run."""
+        for slot in self.slots:
+            if slot.task is not None:
+                slot.stop = Stop.EXIT
+                slot.task.cancel()
+        await asyncio.gather(*(slot.task for slot in self.slots if slot.task), return_exceptions=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    # room
+
+    def room(self) -> int:
+        """How many more tasks will start within about 50 ms."""
+        if self._suspects or self._alone or self.condemned():
+            return 0
+        ahead = min(_AHEAD_MOST, int(self._rate * _AHEAD_SECONDS))
+        return len(self.slots) + ahead - self.busy - len(self._waiting)
+
+    def rooms(self) -> dict[str, int]:
+        """Room of each queue that has slots of its own."""
+        return {q: n - self._of_queue[q] for q, n in self._queues.items() if q != ALL_QUEUES}
+
+    def condemned(self) -> bool:
+        """A thread runs past its deadline and cannot be stopped: unless it ends, the keeper will kill this process."""
+        now = time.monotonic()
+        return any(s.claim is not None and not s.interruptible and now > s.deadline for s in self.slots)
+
+    # claims come
+
+    def deliver(self, claims: list[Claim]) -> None:
+        """Take claims; idle slots wake up."""
+        for claim in claims:
+            self._of_queue[claim.queue] += 1
+            suspect = claim.crashes > 0 and self._nursery is None
+            (self._suspects if suspect else self._waiting).append(claim)
+        self._wake(len(claims))
+
+    def _wake(self, n: int) -> None:
+        while n and self._idle:
+            waiter = self._idle.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                n -= 1
+
+    def release_unstarted(self) -> None:
+        """Give back what no slot has begun."""
+        for queue in (self._waiting, self._suspects):
+            while queue:
+                claim = queue.popleft()
+                self._of_queue[claim.queue] -= 1
+                self.settle(claim, Released("not started before the worker drained"))
+
+    def _next(self) -> Claim | None:
+        if self._waiting:
+            return self._waiting.popleft()
+        if self._suspects and not self.busy:
+            self._alone = True
+            return self._suspects.popleft()
+        return None
+
+    # attempts
+
+    async def _serve(self, slot: Slot) -> None:
+        turns = 0
+        while True:
+            while (claim := self._next()) is None:
+                waiter = asyncio.get_running_loop().create_future()
+                self._idle.append(waiter)
+                await waiter
+            await self._attempt(slot, claim)
+            turns += 1
+            if turns % _TURN == 0:
+                await asyncio.sleep(0)  # a handler that never waits must not keep the others from their turn
+
+    async def _attempt(self, slot: Slot, claim: Claim) -> None:
+        handler = self._registry.get(claim.type)
+        if handler is None:  # cannot be: only types of the registry are claimed
+            self.settle(claim, Released("type unknown here"))
+            return
+        alone = self._nursery is not None and (claim.crashes > 0 or handler.options.executor == "process")
+        self._begin(slot, claim, handler, alone)
+        logs.task_id.set(claim.id)
+        logs.attempt.set(claim.attempt)
+        try:
+            if alone:
+                outcome = await self._run_alone(slot, claim)
+            else:
+                outcome = await self._executor.execute(handler, claim, slot)
+            self._conclude(slot, claim, outcome)
+        finally:
+            self._end(slot, claim)
+        await slot.end()
+        logs.task_id.set(None)
+        logs.attempt.set(None)
+        self._freed()
+
+    def _begin(self, slot: Slot, claim: Claim, handler: Handler[..., object], alone: bool) -> None:
+        options = handler.options
+        now = time.monotonic()
+        allowed = claim.timeout or options.timeout or self._handler_timeout
+        slot.begin(claim, now, allowed, handler.is_async or alone, options.exclusive, options.retry)
+        deadline = slot.deadline + self._kill_grace
+        self._board.begin(slot.index, deadline, claim.id, claim.lease, options.exclusive)
+        self.busy += 1
+        self.all_idle.clear()
+
+    def _end(self, slot: Slot, claim: Claim) -> None:
+        self._board.end(slot.index)
+        self.busy -= 1
+        self.finished += 1
+        self._of_queue[claim.queue] -= 1
+        if not self.busy:
+            self._alone = False
+            self.all_idle.set()
+            if self._suspects:
+                self._wake(1)
+
+    async def _run_alone(self, slot: Slot, claim: Claim) -> Outcome:
+        assert self._nursery is not None
+        slot.context = self._make_context(claim)
+        try:
+            return await self._nursery.run(claim, slot.context)
+        except asyncio.CancelledError as error:
+            return interrupted(slot, claim, error)
+
+    def _conclude(self, slot: Slot, claim: Claim, outcome: Outcome) -> None:
+        lines = progress = None
+        if slot.context is not None:
+            lines, progress = slot.context.log.to_json(), slot.context._progress
+        self.settle(claim, outcome, lines, slot.policy, progress)
+        self.observations.ran(claim, time.monotonic() - slot.since)
+
+    def settle(
+        self,
+        claim: Claim,
+        outcome: Outcome,
+        lines: str | None = None,
+        policy: RetryPolicy | None = None,
+        progress: str | None = None,
+    ) -> None:
+        """Decide what the outcome means and hand it on."""
+        own = policy is not None and policy != _DEFAULT_RETRY
+        backoff = policy.backoff if policy is not None and own else self._backoff
+        most = policy.max_retries if policy is not None and own else None
+        settlement = decide(claim, outcome, backoff, self._rng, lines, most)
+        if settlement is None:
+            return
+        if progress is not None:
+            settlement = _with_progress(settlement, progress)
+        if isinstance(outcome, Failed | Crashed):
+            log.warning(
+                "task %s (%s), attempt %d: %s: %s",
+                claim.id,
+                claim.type,
+                claim.attempt,
+                settlement.event,
+                settlement.last_error,
+                extra={"task_id": claim.id, "attempt": claim.attempt},
+            )
+        self._settle_with(settlement)
+
+    # interruptions
+
+    def sweep(self) -> None:
+        """Look at all deadlines; to be called every fifth of a second or so."""
+        now = time.monotonic()
+        self._board.tick(now, self.busy)
+        elapsed = max(now - self._last_sweep, 0.001)
+        self._rate = 0.7 * self._rate + 0.3 * (self.finished - self._counted) / elapsed
+        self._counted, self._last_sweep = self.finished, now
+        unheard = now - self._board.acked() > _EXCLUSIVE_STOP * self._stale_after
+        for slot in self.slots:
+            if slot.claim is None or (slot.stop is not None and now < slot.stop_at + 1):
+                continue
+            if now > slot.deadline:
+                slot.interrupt(slot.stop or Stop.TIMEOUT, now)
+                slot.stop_at = now
+            elif slot.exclusive and unheard:
+                slot.interrupt(Stop.EXCLUSIVE, now)
+                slot.stop_at = now
+
+    def cancel(self, lease: UUID) -> None:
+        """An operator wants the attempt under `lease` to stop."""
+        now = time.monotonic()
+        for slot in self.slots:
+            if slot.claim is not None and slot.claim.lease == lease and slot.stop is None:
+                slot.interrupt(Stop.CANCEL, now)
+                self._board.limit(slot.index, min(slot.deadline, now) + self._kill_grace)
+
+    def lose(self, lease: UUID) -> None:
+        """The attempt under `lease` is someone else's now; it may go on, its outcome will be discarded."""
+        for slot in self.slots:
+            if slot.claim is not None and slot.claim.lease == lease and slot.context is not None:
+                slot.context._lost.set()
+
+    def interrupt_all(self) -> None:
+        """The worker gives back what runs: `async` handlers and processes are interrupted, threads asked."""
+        now = time.monotonic()
+        for slot in self.slots:
+            slot.interrupt(Stop.DRAIN, now)
+
+    def abandon(self) -> None:
+        """Release what did not heed; its threads are left behind."""
+        for slot in self.slots:
+            if slot.claim is not None:
+                self.settle(slot.claim, Released("the worker stopped; the handler did not heed it"))
+
+    def leases(self) -> set[UUID]:
+        """Every lease that waits or runs here."""
+        running = {slot.claim.lease for slot in self.slots if slot.claim is not None}
+        return running | {claim.lease for claim in (*self._waiting, *self._suspects)}
+
+    def at_work(self) -> list[Slot]:
+        """The slots that run something."""
+        return [slot for slot in self.slots if slot.claim is not None]
+
+
+def _with_progress(settlement: Settlement, progress: str) -> Settlement:
+    return structs.replace(settlement, progress=progress)
+

@@ -1,0 +1,672 @@
+"""Every row of the table answers as it says: `HAPPY` and `UNHAPPY` hold a test for each, and a test that none is missing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from dhara.api.asgi import Api
+from dhara.api.routes import BASE, PROBE, TABLE
+from dhara.domain.lifecycle import State
+from dhara.store.pool import Pool
+from tests import factories
+
+from .conftest import JSON, Wakes, client_of, post, problem
+
+NOBODY = "00000000-0000-7000-8000-000000000000"
+Check = Callable[[httpx.AsyncClient, Pool], Awaitable[None]]
+HAPPY: dict[tuple[str, str], list[Check]] = {}
+UNHAPPY: dict[tuple[str, str], list[Check]] = {}
+
+
+def happy(method: str, path: str) -> Callable[[Check], Check]:
+    def register(check: Check) -> Check:
+        HAPPY.setdefault((method, path), []).append(check)
+        return check
+
+    return register
+
+
+def unhappy(method: str, path: str) -> Callable[[Check], Check]:
+    def register(check: Check) -> Check:
+        UNHAPPY.setdefault((method, path), []).append(check)
+        return check
+
+    return register
+
+
+async def created(client: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
+    answer = await post(client, json.dumps({"type": "echo"} | fields))
+    assert answer.status_code == 201, answer.text
+    task: dict[str, Any] = answer.json()
+    return task
+
+
+# tasks
+
+
+@happy("POST", "/tasks")
+async def all_fields_come_back(client: httpx.AsyncClient, pool: Pool) -> None:
+    fields = {
+        "type": "email.send",
+        "payload": {"to": "a@b.c"},
+        "queue": "mail",
+        "priority": 7,
+        "max_retries": 2,
+        "delay": 3600,
+        "idempotency_key": "k-1",
+        "timeout": 12.5,
+        "expires_at": "2100-01-01T00:00:00Z",
+        "tags": ["a", "b"],
+        "concurrency_key": "c",
+        "traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01",
+    }
+    answer = await post(client, json.dumps(fields))
+    assert answer.status_code == 201, answer.text
+    task = answer.json()
+    assert {name: task[name] for name in fields if name != "delay"} == {n: v for n, v in fields.items() if n != "delay"}
+    assert task["status"] == "PENDING"
+    assert answer.headers["location"] == f"/api/v1/tasks/{task['id']}"
+    assert (await client.get(answer.headers["location"])).json() == task
+
+
+@happy("POST", "/tasks")
+async def defaults_are_as_the_contract_says(client: httpx.AsyncClient, pool: Pool) -> None:
+    task = await created(client)
+    assert (task["queue"], task["priority"], task["max_retries"], task["payload"]) == ("default", 0, 5, {})
+    absent = {"locked_by", "idempotency_key", "started_at", "result", "last_error", "tags", "timeout", "lease"}
+    assert not absent & set(task)
+    assert None not in task.values()
+
+
+@happy("POST", "/tasks")
+async def a_replay_is_the_same_task(client: httpx.AsyncClient, pool: Pool) -> None:
+    first = await created(client, idempotency_key="k", payload={"a": 1, "b": [1.0]})
+    again = await post(client, b'{"type":"echo","payload":{ "b":[1.00], "a":1 },"idempotency_key":"k"}')
+    assert (again.status_code, again.json()) == (200, first)
+    assert again.headers["idempotency-replayed"] == "true"
+
+
+@happy("POST", "/tasks")
+async def the_key_may_come_as_a_header(client: httpx.AsyncClient, pool: Pool) -> None:
+    headers = JSON | {"idempotency-key": "h-1"}
+    first = await client.post("/api/v1/tasks", content=b'{"type":"echo"}', headers=headers)
+    again = await client.post("/api/v1/tasks", content=b'{"type":"echo","idempotency_key":"h-1"}', headers=headers)
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert first.json()["id"] == again.json()["id"]
+    assert first.json()["idempotency_key"] == "h-1"
+
+
+@happy("POST", "/tasks")
+async def a_key_is_unique_per_type(client: httpx.AsyncClient, pool: Pool) -> None:
+    one, other = await created(client, idempotency_key="k"), await created(client, type="x", idempotency_key="k")
+    assert one["id"] != other["id"]
+
+
+@unhappy("POST", "/tasks")
+async def same_key_other_payload(client: httpx.AsyncClient, pool: Pool) -> None:
+    first = await created(client, idempotency_key="k", payload=1)
+    found = problem(await post(client, b'{"type":"echo","payload":2,"idempotency_key":"k"}'), 409, "idempotency_conflict")
+    assert found["task_id"] == first["id"]
+    assert found["errors"][0]["field"] == "idempotency_key"
+
+
+@unhappy("POST", "/tasks")
+async def header_and_field_differ(client: httpx.AsyncClient, pool: Pool) -> None:
+    headers = JSON | {"idempotency-key": "a"}
+    answer = await client.post("/api/v1/tasks", content=b'{"type":"echo","idempotency_key":"b"}', headers=headers)
+    problem(answer, 422, "invalid_task")
+
+
+@happy("POST", "/tasks/batch")
+async def a_batch_in_order(client: httpx.AsyncClient, pool: Pool) -> None:
+    tasks = [{"type": f"t{i}", "payload": i} for i in range(1_000)]
+    answer = await post(client, json.dumps({"tasks": tasks}), "/api/v1/tasks/batch")
+    assert answer.status_code == 201, answer.text
+    made = answer.json()
+    assert [task["payload"] for task in made] == list(range(1_000))
+    assert all(task["created"] for task in made)
+    assert (await client.get("/api/v1/tasks")).json()["total"] == 1_000
+
+
+@happy("POST", "/tasks/batch")
+async def a_batch_as_a_list_with_a_replay(client: httpx.AsyncClient, pool: Pool) -> None:
+    old = await created(client, idempotency_key="b")
+    batch = [{"type": "echo", "idempotency_key": key} for key in ("c", "b", "a")]
+    answer = await post(client, json.dumps(batch), "/api/v1/tasks/batch")
+    assert answer.status_code == 201, answer.text
+    assert [task["created"] for task in answer.json()] == [True, False, True]
+    assert [task["idempotency_key"] for task in answer.json()] == ["c", "b", "a"]
+    assert answer.json()[1]["id"] == old["id"]
+
+
+@unhappy("POST", "/tasks/batch")
+async def a_conflict_takes_all_back(client: httpx.AsyncClient, pool: Pool) -> None:
+    await created(client, idempotency_key="b", payload="old")
+    batch = [{"type": "echo", "idempotency_key": key} for key in ("c", "b", "a")]
+    found = problem(await post(client, json.dumps(batch), "/api/v1/tasks/batch"), 409, "idempotency_conflict")
+    assert found["index"] == 1
+    assert found["errors"][0]["field"] == "[1].idempotency_key"
+    assert await pool.fetchval("SELECT count(*) FROM dhara.tasks") == 1
+
+
+@happy("GET", "/tasks")
+async def pages_by_cursor_and_by_offset_agree(client: httpx.AsyncClient, pool: Pool) -> None:
+    made = [(await created(client, payload=i))["id"] for i in range(7)]
+    seen, cursor = [], None
+    while True:
+        params = {"limit": "3"} | ({"cursor": cursor} if cursor else {})
+        page = (await client.get("/api/v1/tasks", params=params)).json()
+        assert (page["total"], page["total_is_estimate"], page["limit"]) == (7, False, 3)
+        assert "payload" not in page["tasks"][0]
+        seen += [task["id"] for task in page["tasks"]]
+        cursor = page.get("next_cursor")
+        if cursor is None:
+            break
+    assert seen == made[::-1]
+    second = (await client.get("/api/v1/tasks", params={"limit": 3, "offset": 3})).json()
+    assert [task["id"] for task in second["tasks"]] == seen[3:6]
+
+
+@happy("GET", "/tasks")
+async def every_filter_filters(client: httpx.AsyncClient, pool: Pool) -> None:
+    worker = await factories.make_worker(pool)
+    rows = {
+        "plain": await factories.make_task(pool, type="plain", queue="q1", tags=("red",), idempotency_key="find-me"),
+        "retrying": await factories.make_task(pool, failures=1, type="again"),
+        "delayed": await factories.make_task(pool, due_in=3_600),
+        "running": await factories.make_task(pool, State.RUNNING, worker=worker),
+        "done": await factories.make_task(pool, State.COMPLETED, age=7_200),
+        "dead": await factories.make_task(pool, State.DEAD),
+    }
+    wanted = {
+        "status=RUNNING": {"running"},
+        "status=RUNNING&status=DEAD": {"running", "dead"},
+        "type=plain": {"plain"},
+        "queue=q1": {"plain"},
+        "retrying=true": {"retrying"},
+        "due=delayed&type=t": {"delayed"},
+        "due=ready&queue=q1": {"plain"},
+        f"worker={worker}": {"running"},
+        "tag=red": {"plain"},
+        f"created_before={rows['done'].updated_at.isoformat().replace('+00:00', 'Z')}": {"done"},
+        "created_after=2020-01-01T00:00:00Z&status=DEAD": {"dead"},
+        "q=find": {"plain"},
+        f"q={rows['dead'].id}": {"dead"},
+        "status=CANCELED": set(),
+    }
+    names = {str(task.id): name for name, task in rows.items()}
+    for query, expected in wanted.items():
+        answer = await client.get(f"/api/v1/tasks?{query}")
+        assert answer.status_code == 200, (query, answer.text)
+        assert {names[task["id"]] for task in answer.json()["tasks"]} == expected, query
+
+
+@unhappy("GET", "/tasks")
+async def a_foreign_cursor_is_refused(client: httpx.AsyncClient, pool: Pool) -> None:
+    for _ in range(3):
+        await created(client)
+    cursor = (await client.get("/api/v1/tasks?limit=1")).json()["next_cursor"]
+    assert (await client.get("/api/v1/tasks", params={"limit": 1, "cursor": cursor})).status_code == 200
+    tampered = cursor[:5] + ("A" if cursor[5] != "A" else "B") + cursor[6:]
+    for params in ({"cursor": tampered}, {"cursor": cursor, "type": "echo"}, {"cursor": cursor, "offset": "1"}):
+        found = problem(await client.get("/api/v1/tasks", params=params), 422, "invalid_query")
+        assert found["errors"][0]["field"] == "cursor"
+
+
+@happy("GET", "/tasks/{id}")
+async def a_completed_task_has_its_result(client: httpx.AsyncClient, pool: Pool) -> None:
+    task = await factories.make_task(pool, State.COMPLETED, result='{"n": 1.0}')
+    answer = await client.get(f"/api/v1/tasks/{task.id}")
+    assert answer.status_code == 200
+    assert b'"result":{"n": 1.0}' in answer.content
+    assert "locked_by" not in answer.json()
+
+
+@happy("GET", "/tasks/{id}")
+async def a_running_task_names_its_worker(client: httpx.AsyncClient, pool: Pool) -> None:
+    worker = await factories.make_worker(pool)
+    task = await factories.make_task(pool, State.RUNNING, worker=worker)
+    assert (await client.get(f"/api/v1/tasks/{task.id}")).json()["locked_by"] == str(worker)
+
+
+@happy("DELETE", "/tasks/{id}")
+async def cancel_by_state(client: httpx.AsyncClient, pool: Pool) -> None:
+    pending = await factories.make_task(pool)
+    first = await client.delete(f"/api/v1/tasks/{pending.id}")
+    again = await client.delete(f"/api/v1/tasks/{pending.id}")
+    assert (first.status_code, first.json()["status"]) == (200, "CANCELED")
+    assert (again.status_code, again.json()) == (200, first.json())
+    running = await factories.make_task(pool, State.RUNNING)
+    asked = await client.delete(f"/api/v1/tasks/{running.id}")
+    assert (asked.status_code, asked.json()["status"]) == (202, "RUNNING")
+    assert "cancel_requested_at" in asked.json()
+    assert (await client.delete(f"/api/v1/tasks/{running.id}")).json() == asked.json()
+
+
+@unhappy("DELETE", "/tasks/{id}")
+async def final_tasks_stay(client: httpx.AsyncClient, pool: Pool) -> None:
+    for state in (State.COMPLETED, State.DEAD):
+        task = await factories.make_task(pool, state)
+        found = problem(await client.delete(f"/api/v1/tasks/{task.id}"), 409, "wrong_state")
+        assert found["state"] == state
+
+
+@happy("POST", "/tasks/{id}/retry")
+async def a_dead_task_is_revived(client: httpx.AsyncClient, pool: Pool) -> None:
+    task = await factories.make_task(pool, State.DEAD, payload='{"a":1.0}')
+    answer = await client.post(f"/api/v1/tasks/{task.id}/retry")
+    assert answer.status_code == 200
+    assert (answer.json()["status"], answer.json()["generation"]) == ("PENDING", 2)
+    assert b'"payload":{"a":1.0}' in answer.content
+
+
+@happy("POST", "/tasks/{id}/retry")
+async def a_revived_task_can_be_changed(client: httpx.AsyncClient, pool: Pool) -> None:
+    task = await factories.make_task(pool, State.DEAD, queue="old", priority=1)
+    body = b'{"queue":"new","priority":9,"payload":{"b":-0},"run_at":"%s"}' % b"2026-11-30T00:00:00Z"
+    later = (await pool.fetchval("SELECT to_char(now() + interval '1 day', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')")).encode()
+    answer = await post(client, body.replace(b"2026-11-30T00:00:00Z", later), f"/api/v1/tasks/{task.id}/retry")
+    assert answer.status_code == 200, answer.text
+    shown = answer.json()
+    assert (shown["queue"], shown["priority"]) == ("new", 9)
+    assert b'"payload":{"b":-0}' in answer.content
+    assert shown["run_at"][:10] == later.decode()[:10]
+
+
+@unhappy("POST", "/tasks/{id}/retry")
+async def only_dead_tasks_are_revived(client: httpx.AsyncClient, pool: Pool) -> None:
+    for state in (State.PENDING, State.RUNNING, State.COMPLETED, State.CANCELED):
+        task = await factories.make_task(pool, state, cancel_requested=state is State.CANCELED)
+        found = problem(await client.post(f"/api/v1/tasks/{task.id}/retry"), 409, "wrong_state")
+        assert found["state"] == state
+
+
+@unhappy("POST", "/tasks/{id}/retry")
+async def revived_twice_at_once_has_one_winner(client: httpx.AsyncClient, pool: Pool) -> None:
+    task = await factories.make_task(pool, State.DEAD)
+    path = f"/api/v1/tasks/{task.id}/retry"
+    answers = await asyncio.gather(*(client.post(path) for _ in range(5)))
+    assert sorted(answer.status_code for answer in answers) == [200, 409, 409, 409, 409]
+
+
+@happy("GET", "/tasks/{id}/logs")
+async def the_history_is_a_path(client: httpx.AsyncClient, pool: Pool) -> None:
+    task = await factories.make_task(pool, State.COMPLETED, failures=1)
+    logs = (await client.get(f"/api/v1/tasks/{task.id}/logs")).json()["logs"]
+    assert [entry["event"] for entry in logs] == ["ENQUEUED", "CLAIMED", "RETRIED", "CLAIMED", "COMPLETED"]
+    assert all(one["to_state"] == next["from_state"] for one, next in zip(logs, logs[1:], strict=False))
+    assert logs[-1]["to_state"] == "COMPLETED"
+
+
+@happy("GET", "/tasks/{id}/attempts")
+async def one_row_an_attempt(client: httpx.AsyncClient, pool: Pool) -> None:
+    task = await factories.make_task(pool, State.RUNNING, failures=2)
+    attempts = (await client.get(f"/api/v1/tasks/{task.id}/attempts")).json()["attempts"]
+    assert [(one["attempt"], one.get("outcome")) for one in attempts] == [(1, "RETRIED"), (2, "RETRIED"), (3, None)]
+    assert "ended_at" not in attempts[2]
+
+
+@happy("GET", "/tasks/{id}/wait")
+async def a_final_task_answers_at_once(client: httpx.AsyncClient, pool: Pool) -> None:
+    task = await factories.make_task(pool, State.COMPLETED)
+    answer = await client.get(f"/api/v1/tasks/{task.id}/wait")
+    assert (answer.status_code, answer.json()["status"]) == (200, "COMPLETED")
+
+
+@happy("GET", "/tasks/{id}/wait")
+async def an_open_task_is_a_202_in_the_end(client: httpx.AsyncClient, pool: Pool) -> None:
+    task = await factories.make_task(pool)
+    answer = await client.get(f"/api/v1/tasks/{task.id}/wait?timeout=0.01")
+    assert (answer.status_code, answer.json()["status"]) == (202, "PENDING")
+
+
+@unhappy("GET", "/tasks/{id}/wait")
+async def a_wait_has_bounds(client: httpx.AsyncClient, pool: Pool) -> None:
+    task = await factories.make_task(pool)
+    for timeout in ("-1", "121", "x", "1e1", "", "nan"):
+        found = problem(await client.get(f"/api/v1/tasks/{task.id}/wait?timeout={timeout}"), 422, "invalid_query")
+        assert found["errors"][0]["field"] == "timeout"
+
+
+@happy("GET", "/dead-letters")
+async def only_the_dead_are_listed(client: httpx.AsyncClient, pool: Pool) -> None:
+    await factories.make_task(pool)
+    dead = [await factories.make_task(pool, State.DEAD, queue=queue) for queue in ("a", "b")]
+    page = (await client.get("/api/v1/dead-letters?limit=1")).json()
+    assert (page["total"], page["tasks"][0]["id"]) == (2, str(dead[1].id))
+    rest = (await client.get("/api/v1/dead-letters", params={"limit": 1, "cursor": page["next_cursor"]})).json()
+    assert rest["tasks"][0]["id"] == str(dead[0].id)
+    assert (await client.get("/api/v1/dead-letters?queue=b")).json()["total"] == 1
+
+
+@unhappy("GET", "/dead-letters")
+async def the_dead_have_no_other_status(client: httpx.AsyncClient, pool: Pool) -> None:
+    problem(await client.get("/api/v1/dead-letters?status=PENDING"), 422, "invalid_query")
+
+
+# queues, workers, figures
+
+
+@happy("GET", "/queues")
+async def queues_have_figures(client: httpx.AsyncClient, pool: Pool) -> None:
+    await factories.make_task(pool, queue="a")
+    await factories.make_task(pool, queue="a", delay=3_600)
+    await factories.make_task(pool, State.RUNNING, queue="b")
+    queues = {queue["name"]: queue for queue in (await client.get("/api/v1/queues")).json()["queues"]}
+    a = queues["a"]
+    assert (a["depth"], a["ready"], a["delayed"], a["paused"], a["enqueued_total"]) == (2, 1, 1, False, 2)
+    assert a["oldest_ready_age"] >= 0
+    assert (queues["b"]["running"], queues["b"]["depth"]) == (1, 0)
+
+
+@happy("GET", "/queues/{name}")
+async def one_queue(client: httpx.AsyncClient, pool: Pool) -> None:
+    await factories.make_task(pool, State.DEAD, queue="a")
+    assert (await client.get("/api/v1/queues/a")).json()["dead"] == 1
+
+
+@happy("POST", "/queues/{name}/pause")
+@happy("POST", "/queues/{name}/resume")
+async def pause_and_resume(client: httpx.AsyncClient, pool: Pool) -> None:
+    paused = await client.post("/api/v1/queues/mail/pause")
+    again = await client.post("/api/v1/queues/mail/pause")
+    assert (paused.status_code, paused.json()["paused"]) == (200, True)
+    assert again.json()["paused_at"] == paused.json()["paused_at"]
+    resumed = await client.post("/api/v1/queues/mail/resume")
+    assert (resumed.status_code, resumed.json()["paused"]) == (200, False)
+    assert "paused_at" not in resumed.json()
+
+
+@unhappy("POST", "/queues/{name}/pause")
+@unhappy("POST", "/queues/{name}/resume")
+async def no_queue_of_that_name_can_be(client: httpx.AsyncClient, pool: Pool) -> None:
+    for act in ("pause", "resume"):
+        problem(await client.post(f"/api/v1/queues/A%20B/{act}"), 404, "not_found")
+    assert (await client.get("/api/v1/queues")).json() == {"queues": []}
+
+
+@happy("GET", "/workers")
+async def workers_with_what_they_run(client: httpx.AsyncClient, pool: Pool) -> None:
+    live = await factories.make_worker(pool, types=["t", "u"], queues={"mail": 3})
+    lost = await factories.make_worker(pool, state="lost")
+    task = await factories.make_task(pool, State.RUNNING, worker=live)
+    workers = {worker["id"]: worker for worker in (await client.get("/api/v1/workers")).json()["workers"]}
+    assert workers[str(lost)]["state"] == "lost"
+    shown = workers[str(live)]
+    assert (shown["state"], shown["types"], shown["queues"]) == ("live", ["t", "u"], {"mail": 3})
+    assert [one["id"] for one in shown["tasks"]] == [str(task.id)]
+
+
+@happy("GET", "/stats")
+async def figures_add_up(client: httpx.AsyncClient, pool: Pool) -> None:
+    for state in State:
+        await factories.make_task(pool, state, cancel_requested=state is State.CANCELED)
+    stats = (await client.get("/api/v1/stats")).json()
+    assert stats["by_status"] == dict.fromkeys(State, 1)
+    assert stats["totals"]["enqueued"] == 5
+    assert stats["pending"] == {"ready": 1, "delayed": 0}
+
+
+# health, metrics, reference
+
+
+@happy("GET", "/livez")
+async def it_lives(client: httpx.AsyncClient, pool: Pool) -> None:
+    for path in ("/livez", "/api/v1/livez"):
+        answer = await client.get(path)
+        assert (answer.status_code, answer.json()["status"]) == (200, "ok")
+
+
+@happy("GET", "/readyz")
+async def it_is_ready(client: httpx.AsyncClient, pool: Pool) -> None:
+    for path in ("/readyz", "/healthz", "/health", "/api/v1/readyz", "/api/v1/health"):
+        answer = await client.get(path)
+        assert answer.status_code == 200, answer.text
+        shown = answer.json()
+        assert shown["uptime_s"] >= 0
+        assert {name: check["status"] for name, check in shown["checks"].items()} == {
+            "db": "ok",
+            "migrations": "ok",
+            "workers": "none",
+        }
+        assert shown["checks"]["db"]["latency_ms"] > 0
+
+
+@unhappy("GET", "/readyz")
+async def it_is_not_ready_with_another_schema(client: httpx.AsyncClient, pool: Pool) -> None:
+    await pool.execute("ALTER TABLE dhara.histograms RENAME TO elsewhere")
+    answer = await client.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"]
+    assert answer.json()["checks"]["migrations"]["status"] == "failed"
+
+
+@happy("GET", "/metrics")
+async def the_seed_families_are_there(client: httpx.AsyncClient, pool: Pool) -> None:
+    await created(client)
+    text = (await client.get("/metrics")).text
+    assert "tasks_enqueued_total 1\n" in text
+    assert 'tasks_by_status{status="PENDING"} 1\n' in text
+    assert 'tasks_pending_breakdown{status="ready"} 1\n' in text
+    assert (await client.get("/api/v1/metrics")).headers["content-type"].startswith("text/plain; version=0.0.4")
+
+
+@happy("GET", "/openapi.json")
+async def the_document_is_served(client: httpx.AsyncClient, pool: Pool) -> None:
+    for path in ("/openapi.json", "/api/v1/openapi.json"):
+        assert (await client.get(path)).json()["info"]["version"] == "1.2.3"
+
+
+@happy("GET", "/docs")
+@happy("GET", "/docs/{file}")
+async def the_page_needs_nothing_from_elsewhere(client: httpx.AsyncClient, pool: Pool) -> None:
+    page = await client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "<script>" not in page.text
+    assert "style=" not in page.text
+    assert "http://" not in page.text
+    assert "https://" not in page.text
+    for name, kind in (("docs.js", "text/javascript"), ("docs.css", "text/css")):
+        assert f"/docs/{name}" in page.text
+        for prefix in ("/docs", "/api/v1/docs"):
+            answer = await client.get(f"{prefix}/{name}")
+            assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (200, kind)
+
+
+@unhappy("GET", "/docs/{file}")
+async def no_other_file_is_served(client: httpx.AsyncClient, pool: Pool) -> None:
+    for name in ("docs.html", "..%2f..%2fwire.py", "__init__.py", ""):
+        problem(await client.get(f"/docs/{name}"), 404, "not_found")
+
+
+async def _unknown(client: httpx.AsyncClient, method: str, path: str) -> None:
+    path = path.replace("{id}", NOBODY).replace("{name}", "nobody")
+    problem(await client.request(method, BASE + path), 404, "not_found")
+
+
+CASES = [
+    *((f"{method} {path}: {check.__name__}", check) for (method, path), checks in HAPPY.items() for check in checks),
+    *((f"{method} {path}: {check.__name__}", check) for (method, path), checks in UNHAPPY.items() for check in checks),
+]
+
+
+@pytest.mark.parametrize("check", [check for _, check in CASES], ids=[name for name, _ in CASES])
+async def test_route(client: httpx.AsyncClient, pool: Pool, check: Check) -> None:
+    await check(client, pool)
+
+
+def test_every_route_has_a_happy_test() -> None:
+    assert {(route.method, route.path) for route in TABLE} == set(HAPPY)
+
+
+def test_every_route_has_an_unhappy_test() -> None:
+    # The others: unknown ids and names, and refused query parameters, are asked of every route below.
+    by_table = {(route.method, route.path) for route in TABLE if "not_found" in route.errors or not route.query}
+    assert {(route.method, route.path) for route in TABLE} == by_table | set(UNHAPPY)
+
+
+NAMED = [route for route in TABLE if "{id}" in route.path or route.path == "/queues/{name}"]
+
+
+@pytest.mark.parametrize("route", NAMED, ids=[f"{route.method} {route.path}" for route in NAMED])
+async def test_the_unknown_is_a_404(client: httpx.AsyncClient, route: Any) -> None:
+    await _unknown(client, route.method, route.path)
+
+
+async def test_every_other_method_is_a_405_that_names_the_right_ones(client: httpx.AsyncClient) -> None:
+    allowed: dict[str, set[str]] = {}
+    for route in TABLE:
+        for path in route.paths:
+            allowed.setdefault(path, set()).add(route.method)
+    for path, methods in allowed.items():
+        real = path.replace("{id}", NOBODY).replace("{name}", "q").replace("{file}", "docs.js")
+        for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE"} - methods:
+            answer = await client.request(method, real, headers={"x-http-method-override": next(iter(methods))})
+            assert answer.status_code == 405, (method, path)
+            assert set(answer.headers["allow"].split(", ")) == methods
+            assert answer.json()["code"] == "method_not_allowed"
+
+
+async def test_every_route_refuses_an_unknown_parameter(client: httpx.AsyncClient) -> None:
+    for route in TABLE:
+        for path in route.paths:
+            real = path.replace("{id}", NOBODY).replace("{name}", "q").replace("{file}", "docs.js")
+            answer = await client.request(route.method, real + "?no_such=1", headers=JSON)
+            assert problem(answer, 422, "invalid_query")["errors"][0]["field"] == "no_such"
+
+
+# keys, hosts, origins
+
+
+def _real(path: str) -> str:
+    return path.replace("{id}", NOBODY).replace("{name}", "q").replace("{file}", "docs.js")
+
+
+AUTHORIZATIONS: dict[str, list[tuple[str, str]]] = {
+    "none": [],
+    "wrong key": [("authorization", "Bearer wrong")],
+    "empty key": [("authorization", "Bearer ")],
+    "other scheme": [("authorization", "Basic a-key-of-these-tests")],
+    "no scheme": [("authorization", "a-key-of-these-tests")],
+    "two": [("authorization", "Bearer a-key-of-these-tests"), ("authorization", "Bearer a-key-of-these-tests")],
+    "longer": [("authorization", "Bearer a-key-of-these-tests2")],
+    "another header": [("x-api-key", "a-key-of-these-tests")],
+}
+
+
+@pytest.mark.parametrize("headers", AUTHORIZATIONS.values(), ids=AUTHORIZATIONS.keys())
+async def test_without_a_key_only_probes_answer(locked_app: Api, headers: list[tuple[str, str]]) -> None:
+    async with client_of(locked_app) as client:
+        for route in TABLE:
+            for path in route.paths:
+                answer = await client.request(route.method, _real(path), headers=headers)
+                if route.scope == PROBE:
+                    assert answer.status_code == 200
+                    assert answer.json() == {"status": "ok"}
+                else:
+                    problem(answer, 401, "unauthorized")
+                    assert answer.headers["www-authenticate"] == "Bearer"
+        problem(await client.get("/nothing", headers=headers), 401, "unauthorized")
+
+
+@pytest.mark.parametrize("key", ["a-key-of-these-tests", "another-key"])
+async def test_with_a_key_everything_answers(locked_app: Api, key: str) -> None:
+    async with client_of(locked_app, headers={"authorization": f"bearer {key}"}) as client:
+        for route in TABLE:
+            for path in route.paths:
+                assert (await client.request(route.method, _real(path))).status_code != 401
+        assert "checks" in (await client.get("/readyz")).json()
+        assert (await client.get("/openapi.json")).json()["security"] == [{"key": []}]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:1", "localhost:8080", "LOCALHOST", "[::1]:80", "localhost."])
+async def test_own_hosts_are_answered(client: httpx.AsyncClient, host: str) -> None:
+    assert (await client.get("/livez", headers={"host": host})).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil", "10.0.0.1", "", "[::2]", "::1"])
+async def test_foreign_hosts_are_a_421_on_every_route(client: httpx.AsyncClient, host: str) -> None:
+    for route in TABLE:
+        for path in route.paths:
+            answer = await client.request(route.method, _real(path), headers={"host": host})
+            problem(answer, 421, "misdirected_host")
+
+
+async def test_two_hosts_are_refused(client: httpx.AsyncClient) -> None:
+    problem(await client.get("/livez", headers=[("host", "localhost"), ("host", "localhost")]), 421, "misdirected_host")
+
+
+CROSS = [
+    {"sec-fetch-site": "cross-site"},
+    {"sec-fetch-site": "same-site"},
+    {"origin": "http://evil.example"},
+    {"origin": "null"},
+    {"origin": "http://127.0.0.1:9999"},
+    {"sec-fetch-site": "cross-site", "origin": "http://127.0.0.1:8080"},
+]
+
+
+@pytest.mark.parametrize("headers", CROSS, ids=str)
+async def test_other_origins_cannot_change_anything(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
+    for route in TABLE:
+        if route.method != "GET":
+            answer = await client.request(route.method, _real(BASE + route.path), headers=headers)
+            problem(answer, 403, "cross_origin")
+
+
+@pytest.mark.parametrize("headers", [{"sec-fetch-site": "same-origin"}, {"sec-fetch-site": "none"}, {"origin": "http://127.0.0.1:8080"}])
+async def test_the_same_origin_can(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
+    answer = await client.post("/api/v1/queues/q/pause", headers=headers)
+    assert answer.status_code == 200
+
+
+# what every answer has
+
+
+async def test_every_answer_has_the_security_headers(client: httpx.AsyncClient) -> None:
+    for path in ("/livez", "/docs", "/docs/docs.js", "/nothing", "/api/v1/tasks?limit=0", "/metrics"):
+        headers = (await client.get(path)).headers
+        assert headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'")
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert "access-control-allow-origin" not in headers
+
+
+@pytest.mark.parametrize("given", ["abc", "A-1._:/+=", "x" * 128])
+async def test_a_sane_request_id_is_taken(client: httpx.AsyncClient, given: str) -> None:
+    for path in ("/livez", "/nothing"):
+        assert (await client.get(path, headers={"x-request-id": given})).headers["x-request-id"] == given
+
+
+@pytest.mark.parametrize("given", ["", "x" * 129, "a b", 'a"b', "ä".encode(), "<script>"])
+async def test_an_odd_request_id_is_replaced(client: httpx.AsyncClient, given: Any) -> None:
+    made = {(await client.get("/livez", headers={"x-request-id": given})).headers["x-request-id"] for _ in range(3)}
+    assert len(made) == 3
+    assert given not in made
+
+
+async def test_who_is_told(client: httpx.AsyncClient, pool: Pool, wakes: Wakes) -> None:
+    await created(client, queue="now")
+    await created(client, queue="later", delay=60)
+    await created(client, queue="now", idempotency_key="k")
+    await created_again(client)
+    assert wakes.woken == ["now", "now"]
+    dead = await factories.make_task(pool, State.DEAD, queue="dead")
+    await client.post(f"/api/v1/tasks/{dead.id}/retry")
+    assert wakes.woken[2:] == ["dead"]
+    worker = uuid4()
+    running = await factories.make_task(pool, State.RUNNING, worker=worker)
+    await client.delete(f"/api/v1/tasks/{running.id}")
+    assert wakes.canceled == [worker]
+
+
+async def created_again(client: httpx.AsyncClient) -> None:
+    answer = await post(client, b'{"type":"echo","queue":"now","idempotency_key":"k"}')
+    assert answer.status_code == 200

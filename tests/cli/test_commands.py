@@ -1,0 +1,232 @@
+"""What each command does and shows."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import pytest
+
+from dhara import State, Task
+from dhara.store.pool import DatabaseSettings, Pool
+from tests.cli.conftest import Dhara
+from tests.factories import make_task, make_worker
+
+T = TypeVar("T")
+
+
+def arrange(dsn: str, work: Any) -> Any:
+    """What `work` answers, given a pool."""
+
+    async def inner() -> Any:
+        async with Pool(DatabaseSettings(dsn=dsn, pool_min=0)) as pool:
+            coroutine: Coroutine[Any, Any, Any] = work(pool)
+            return await coroutine
+
+    return asyncio.run(inner())
+
+
+def task_in(dsn: str, state: State, **fields: Any) -> Task:
+    made: Task = arrange(dsn, lambda pool: make_task(pool, state, **fields))
+    return made
+
+
+def test_enqueue_with_everything(dhara: Dhara) -> None:
+    task = dhara.json(
+        "enqueue", "email.send", '{"to":  "a@b.c", "n": 1.0}', "--queue", "mail", "--priority", "50", "--max-retries", "2",
+        "--delay", "5m", "--timeout", "30s", "--idempotency-key", "k", "--concurrency-key", "c", "--tag", "x", "--tag", "y",
+        "--expires-at", "2099-01-01T00:00:00Z", "--traceparent", "00-" + "a" * 32 + "-" + "b" * 16 + "-01",
+    )  # fmt: skip
+    wanted = {
+        "type": "email.send",
+        "queue": "mail",
+        "priority": 50,
+        "max_retries": 2,
+        "timeout": 30.0,
+        "tags": ["x", "y"],
+    }
+    assert (
+        task.items() >= (wanted | {"idempotency_key": "k", "concurrency_key": "c", "created": True}).items()
+    )
+    assert task["status"] == "PENDING"
+    shown = dhara("tasks", "get", task["id"], "--json").stdout
+    assert '"a@b.c"' in shown
+    assert json.loads(shown)["payload"] == {"to": "a@b.c", "n": 1.0}
+    again = dhara.json("enqueue", "email.send", '{"n": 1.0, "to": "a@b.c"}', "--idempotency-key", "k")
+    assert (again["id"], again["created"]) == (task["id"], False)
+
+
+def test_enqueue_prints_the_id_alone_for_pipes(dhara: Dhara) -> None:
+    id = dhara("enqueue", "echo").stdout.strip()
+    assert dhara.json("tasks", "get", id)["payload"] == {}
+
+
+def test_enqueue_reads_standard_input(dhara: Dhara) -> None:
+    assert dhara.json("enqueue", "t", "-", input='\n[1, {"a": null}]\n')["payload"] == [1, {"a": None}]
+    assert "PAYLOAD" in dhara("enqueue", "t", "-", input="", code=2).stderr
+
+
+def test_enqueue_and_wait_says_how_it_ended(dhara: Dhara, dsn: str) -> None:
+    done = task_in(dsn, State.COMPLETED, type="t", idempotency_key="k", result='{"n": 1}')
+    assert dhara.json("enqueue", "t", "{}", "--idempotency-key", "k", "--wait")["result"] == {"n": 1}
+    dead = task_in(dsn, State.DEAD, type="t", idempotency_key="d")
+    assert dhara.json("tasks", "wait", str(dead.id), code=1)["status"] == "DEAD"
+    assert dhara.json("tasks", "wait", str(done.id))["status"] == "COMPLETED"
+    assert "not in time" not in dhara("enqueue", "t", "--wait", "--wait-timeout", "50ms", code=75).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["t", "{"], "PAYLOAD"),
+        (["t", "NaN"], "PAYLOAD"),
+        (["t", '{"a": 1, "a": 2}'], "PAYLOAD"),
+        (["t", '"\\u0000"'], "PAYLOAD"),
+        (["T!"], "type"),
+        (["t", "--priority", "101"], "priority"),
+        (["t", "--priority", "high"], "--priority"),
+        (["t", "--delay", "soon"], "--delay"),
+        (["t", "--delay", "5m", "--run-at", "2099-01-01T00:00:00Z"], "delay"),
+        (["t", "--run-at", "2026-01-01"], "--run-at"),
+        (["t", "--run-at", "2020-01-01T00:00:00Z"], "run_at"),
+        (["t", "--tag", ""], "tags"),
+        (["t", "{}", "more"], "more"),
+        (["t", "--colour"], "--colour"),
+        ([], "TYPE"),
+    ],
+)
+def test_enqueue_refuses_by_name(dhara: Dhara, arguments: list[str], named: str) -> None:
+    result = dhara("enqueue", *arguments, code=2)
+    assert named in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stdout == ""
+    assert dhara.json("tasks", "list")["total"] == 0
+
+
+def test_list_filters(dhara: Dhara, dsn: str) -> None:
+    dead = task_in(dsn, State.DEAD, type="a", queue="q")
+    task_in(dsn, State.COMPLETED, type="b")
+    for arguments in (
+        ["--status", "dead"],
+        ["--type", "a"],
+        ["--queue", "q"],
+        ["--status", "DEAD", "--status", "CANCELED"],
+        ["--q", str(dead.id)],
+    ):
+        assert [task["id"] for task in dhara.json("tasks", "list", *arguments)["tasks"]] == [str(dead.id)]
+    page = dhara.json("tasks", "list", "--limit", "1")
+    assert (page["total"], len(page["tasks"])) == (2, 1)
+    rest = dhara.json("tasks", "list", "--after", page["next_cursor"])
+    assert [task["id"] for task in rest["tasks"]] == [str(dead.id)]
+    assert "no such task" in dhara("tasks", "list", "--type", "none").stdout
+    lines = dhara("tasks", "list").stdout.splitlines()
+    assert lines[0].split() == ["ID", "TYPE", "QUEUE", "STATUS", "ATTEMPTS", "ENQUEUED", "LAST", "ERROR"]
+    assert len(lines) == 3
+    assert "--limit" in dhara("tasks", "list", "--limit", "501", code=2).stderr
+
+
+def test_hostile_text_cannot_steer_the_terminal(dhara: Dhara, dsn: str) -> None:
+    task_in(dsn, State.PENDING, failures=1)
+    arrange(
+        dsn,
+        lambda pool: pool.execute("UPDATE dhara.tasks SET last_error = E'x\\x1b]0;owned\\x07\\ny\\u202e'"),
+    )
+    for arguments in (["tasks", "list"], ["tasks", "get", dhara.json("tasks", "list")["tasks"][0]["id"]]):
+        out = dhara(*arguments).stdout
+        assert not {"\x1b", "\x07", "\u202e"} & set(out)
+
+
+def test_cancel(dhara: Dhara, dsn: str) -> None:
+    id = dhara("enqueue", "t").stdout.strip()
+    assert dhara.json("tasks", "cancel", id, "--reason", "by hand")["status"] == "CANCELED"
+    assert dhara.json("tasks", "cancel", id)["status"] == "CANCELED"
+    running = task_in(dsn, State.RUNNING)
+    assert "cancel_requested_at" in dhara.json("tasks", "cancel", str(running.id))
+    done = task_in(dsn, State.COMPLETED)
+    answer = dhara.json("tasks", "cancel", str(done.id), code=1)
+    assert answer["error"]["code"] == "wrong_state"
+    assert "COMPLETED" in answer["error"]["message"]
+
+
+def test_retry(dhara: Dhara, dsn: str) -> None:
+    dead = task_in(dsn, State.DEAD)
+    task = dhara.json(
+        "tasks", "retry", str(dead.id), "--payload", '{"b": 2}', "--queue", "other", "--priority", "3"
+    )
+    assert (task["status"], task["payload"], task["queue"], task["priority"]) == (
+        "PENDING",
+        {"b": 2},
+        "other",
+        3,
+    )
+    assert "PENDING" in dhara("tasks", "retry", str(dead.id), code=1).stderr
+
+
+def test_unknown_tasks(dhara: Dhara) -> None:
+    for command in ("get", "cancel", "retry", "logs", "attempts", "wait"):
+        for id in (str(uuid4()), "nonsense"):
+            assert "there is no task" in dhara("tasks", command, id, code=1).stderr
+            assert dhara.json("tasks", command, id, code=1)["error"]["code"] == "not_found"
+
+
+def test_logs_and_attempts(dhara: Dhara, dsn: str) -> None:
+    task = task_in(dsn, State.COMPLETED, failures=1)
+    logs = dhara.json("tasks", "logs", str(task.id))["logs"]
+    assert [entry["event"] for entry in logs] == ["ENQUEUED", "CLAIMED", "RETRIED", "CLAIMED", "COMPLETED"]
+    attempts = dhara.json("tasks", "attempts", str(task.id))["attempts"]
+    assert [(a["attempt"], a["outcome"]) for a in attempts] == [(1, "RETRIED"), (2, "COMPLETED")]
+    assert "RUNNING → COMPLETED" in dhara("tasks", "logs", str(task.id)).stdout
+    assert "attempt 2" in dhara("tasks", "attempts", str(task.id)).stdout
+    fresh = dhara("enqueue", "t").stdout.strip()
+    assert "not been tried" in dhara("tasks", "attempts", fresh).stdout
+
+
+def test_queues(dhara: Dhara, dsn: str) -> None:
+    assert dhara.json("queues", "list") == {"queues": []}
+    assert "no queue" in dhara("queues", "list").stdout
+    dhara("enqueue", "t", "--queue", "mail")
+    dhara("enqueue", "t", "--queue", "mail", "--delay", "5m")
+    queue = dhara.json("queues", "get", "mail")
+    assert (queue["depth"], queue["ready"], queue["delayed"], queue["paused"]) == (2, 1, 1, False)
+    assert dhara.json("queues", "pause", "mail")["paused"]
+    assert "paused" in dhara("queues", "list").stdout
+    assert "paused by" in dhara("queues", "get", "mail").stdout
+    assert not dhara.json("queues", "resume", "mail")["paused"]
+    assert "no queue" in dhara("queues", "get", "none", code=1).stderr
+    assert "queue" in dhara("queues", "pause", "No Name", code=2).stderr
+
+
+def test_workers(dhara: Dhara, dsn: str) -> None:
+    assert "no worker" in dhara("workers").stdout
+    assert dhara.json("workers") == {"workers": []}
+    worker = arrange(dsn, lambda pool: make_worker(pool, types=["a", "b"], slots=7))
+    task = task_in(dsn, State.RUNNING, worker=worker)
+    [shown] = dhara.json("workers")["workers"]
+    assert (shown["id"], shown["slots"], shown["state"], shown["types"]) == (
+        str(worker),
+        7,
+        "live",
+        ["a", "b"],
+    )
+    assert [running["id"] for running in shown["tasks"]] == [str(task.id)]
+    assert "a, b" in dhara("workers").stdout
+
+
+def test_migrate(dhara_on_empty: Dhara) -> None:
+    dhara = dhara_on_empty
+    assert dhara.json("migrate", "status", code=3)["applied"] == []
+    assert "migrate up" in dhara("tasks", "list", code=3).stderr
+    assert dhara.json("tasks", "list", code=3)["error"]["code"] == "schema_error"
+    assert "0001_tasks" in dhara("migrate").stdout
+    assert dhara("migrate", "up").stdout == "nothing to do\n"
+    assert dhara.json("migrate", "status")["missing"] == []
+    dhara("enqueue", "t")
+    assert "--yes" in dhara("migrate", "down", "--json", code=2).stderr
+    dhara("migrate", "down", input="n\n", code=130)
+    assert dhara.json("migrate", "status")["missing"] == []
+    taken = dhara.json("migrate", "down", "99", "--yes")["taken_back"]
+    assert taken[-1] == "0001_tasks"
+    assert dhara.json("migrate", "up")["applied"] == taken[::-1]

@@ -1,0 +1,172 @@
+"""A TCP proxy before PostgreSQL that understands message headers, so that a connection can be cut at an exact message.
+
+    lose_request(marker)   the next execution of a statement that contains `marker` never reaches the server
+    lose_reply(marker)     it does, and is committed, but its answer never reaches the client
+    freeze()               nothing passes any more and nobody is told: a half-open link
+    cut()                  every connection ends now
+    deaf                   notifications are swallowed
+
+Statements are known by a part of their text, such as the first comment of their file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections import deque
+from contextlib import suppress
+from typing import Self
+from urllib.parse import urlsplit
+
+_LENGTH = struct.Struct("!I")
+
+
+class Proxy:
+    """Listens on a free port of 127.0.0.1; `dsn` leads through it."""
+
+    def __init__(self, dsn: str) -> None:
+        self._target = urlsplit(dsn)
+        self._rules: deque[tuple[str, bool]] = deque()
+        self._links: set[_Link] = set()
+        self._server: asyncio.Server | None = None
+        self.cuts = 0
+        self.accepted = 0
+        self.deaf = False
+        self.dsn = ""
+        self.flowing = asyncio.Event()
+        self.flowing.set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        login = f"{self._target.username}@" if self._target.username else ""
+        changed = self._target._replace(netloc=f"{login}127.0.0.1:{port}", query="sslmode=disable")
+        self.dsn = changed.geturl()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.flowing.set()
+        self.cut()
+        await asyncio.gather(*(link.ended.wait() for link in list(self._links)))
+
+    def lose_request(self, marker: str) -> None:
+        """Cut before the next statement with `marker` reaches the server."""
+        self._rules.append((marker, False))
+
+    def lose_reply(self, marker: str) -> None:
+        """Cut after the server has answered the next statement with `marker`, before the client hears of it."""
+        self._rules.append((marker, True))
+
+    def freeze(self) -> None:
+        """Hold everything back without a word."""
+        self.flowing.clear()
+
+    def thaw(self) -> None:
+        self.flowing.set()
+
+    def cut(self) -> None:
+        """End every connection."""
+        for link in list(self._links):
+            link.close()
+
+    def rule_for(self, query: str) -> bool | None:
+        """Take the rule that this statement falls under: True to lose the reply, False the request, None to pass."""
+        if self._rules and self._rules[0][0] in query:
+            return self._rules.popleft()[1]
+        return None
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        try:
+            server = await asyncio.open_connection(self._target.hostname, self._target.port or 5432)
+        except OSError:
+            writer.close()
+            return
+        link = _Link(self, (reader, writer), server)
+        self._links.add(link)
+        try:
+            await link.run()
+        finally:
+            self._links.discard(link)
+
+
+class _Link:
+    """One connection through the proxy."""
+
+    def __init__(
+        self,
+        proxy: Proxy,
+        client: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        server: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+    ) -> None:
+        self._proxy = proxy
+        self._client, self._server = client, server
+        self._statements: dict[bytes, str] = {}
+        self._swallow = False
+        self.ended = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until either side ends."""
+        ways = [asyncio.create_task(self._upwards()), asyncio.create_task(self._downwards())]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+            self.close()
+            self.ended.set()
+
+    def close(self) -> None:
+        for _, writer in (self._client, self._server):
+            with suppress(OSError):
+                writer.transport.abort()
+
+    async def _upwards(self) -> None:
+        reader, writer = self._client[0], self._server[1]
+        head = await reader.readexactly(4)  # the start-up message has no type
+        writer.write(head + await reader.readexactly(_LENGTH.unpack(head)[0] - 4))
+        while True:
+            kind, body = await _message(reader)
+            await self._proxy.flowing.wait()
+            query = self._executed(kind, body)
+            lose_reply = None if query is None else self._proxy.rule_for(query)
+            if lose_reply is False:
+                self._proxy.cuts += 1
+                return
+            self._swallow = self._swallow or lose_reply is True
+            writer.write(kind + _LENGTH.pack(len(body) + 4) + body)
+            await writer.drain()
+
+    def _executed(self, kind: bytes, body: bytes) -> str | None:
+        """The text of the statement that this message executes, if it does."""
+        if kind == b"P":
+            name, text = body.split(b"\0")[:2]
+            self._statements[name] = text.decode()
+        elif kind == b"B":
+            return self._statements.get(body.split(b"\0")[1])
+        elif kind == b"Q":
+            return body.decode(errors="replace")
+        return None
+
+    async def _downwards(self) -> None:
+        reader, writer = self._server[0], self._client[1]
+        while True:
+            kind, body = await _message(reader)
+            await self._proxy.flowing.wait()
+            if self._swallow:
+                if kind == b"Z":  # ready for the next query: the transaction has ended
+                    self._proxy.cuts += 1
+                    return
+                continue
+            if kind == b"A" and self._proxy.deaf:
+                continue
+            writer.write(kind + _LENGTH.pack(len(body) + 4) + body)
+            await writer.drain()
+
+
+async def _message(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    head = await reader.readexactly(5)
+    return head[:1], await reader.readexactly(_LENGTH.unpack(head[1:])[0] - 4)

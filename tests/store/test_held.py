@@ -1,0 +1,25 @@
+"""held.sql: what the database believes a worker runs."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import pytest
+
+from dhara.store.tasks import Held, Tasks
+from tests.factories import Connection, make_task, make_worker
+
+
+async def test_only_the_workers_running_tasks(tasks: Tasks, db: Connection) -> None:
+    worker = await make_worker(db)
+    mine = await make_task(db, "RUNNING", worker=worker, age=100)
+    flagged = await make_task(db, "RUNNING", worker=worker, cancel_requested=True)
+    await make_task(db, "RUNNING")
+    for state in ("COMPLETED", "CANCELED", "DEAD"):
+        await make_task(db, state, worker=worker)
+    found = {held.id: held for held in await tasks.held(worker)}
+    assert found.keys() == {mine.id, flagged.id}
+    assert mine.lease is not None and flagged.lease is not None
+    assert found[mine.id] == Held(mine.id, mine.lease, False, pytest.approx(100, abs=5))
+    assert found[flagged.id] == Held(flagged.id, flagged.lease, True, pytest.approx(0, abs=5))
+    assert await tasks.held(uuid4()) == []

@@ -1,0 +1,56 @@
+"""Waiting for what happens instead of for time to pass."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import asyncpg
+
+T = TypeVar("T")
+
+
+class Signal:
+    """Something a test waits for: `fire` from any thread, `wait` on the loop; a count, so that nothing is missed."""
+
+    def __init__(self, name: str = "signal") -> None:
+        self.name = name
+        self.fired = 0
+        self.values: list[Any] = []
+
+    def fire(self, value: Any = None) -> None:
+        self.values.append(value)
+        self.fired += 1
+
+    async def wait(self, times: int = 1, timeout: float = 10) -> list[Any]:
+        """Return once it has fired at least `times`; answers the values. Raises `AssertionError` after `timeout` seconds."""
+        await eventually(lambda: self.fired >= times, timeout, f"{self.name} to fire {times} times")
+        return self.values
+
+
+async def eventually(predicate: Callable[[], T | Awaitable[T]], timeout: float = 10, what: str | None = None) -> T:
+    """The first true answer of `predicate` (sync or async), asked again and again for at most `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    pause = 0.001
+    while True:
+        answer = predicate()
+        found: T = await answer if inspect.isawaitable(answer) else answer
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {timeout:g} s in vain for {what or inspect.getsource(predicate).strip()}; last: {found!r}")
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.5, 0.05)
+
+
+async def blocked_on_lock(db: asyncpg.Connection[asyncpg.Record], pid: int, timeout: float = 10) -> None:
+    """Return once the session `pid` really waits for a lock, as `db`, another session, sees it."""
+
+    async def waits() -> bool:
+        query = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $1"
+        return bool(await db.fetchval(query, pid))
+
+    await eventually(waits, timeout, f"session {pid} to wait for a lock")
