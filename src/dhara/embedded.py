@@ -303,7 +303,7 @@ class _Child:
 
     @property
     def pid(self) -> int:
-        assert self._process is not None  # noqa: S101
+        assert self._process is not None
         return self._process.pid
 
     @property

@@ -156,7 +156,7 @@ TABLE: tuple[Setting, ...] = (
     Setting("reaper_interval", duration, "R: how often the reaper looks for lost workers"),
     Setting("confirm_after", duration, "C: how long the reaper itself must have seen a beat stand still"),
     Setting("handler_timeout", duration, "T: how long an attempt may take, unless task or handler say otherwise"),
-    Setting("kill_grace", duration, "K: how long after its deadline or cancellation an attempt is left before its process is killed"),
+    Setting("kill_grace", duration, "K: how long an attempt may outlive its deadline or cancellation; then it is killed"),
     Setting("base_backoff", duration, "the wait after the first failure; doubles with each further one"),
     Setting("max_backoff", duration, "the longest wait between attempts"),
     Setting("shutdown_timeout", duration, "G: how long running tasks may go on after SIGTERM before they are released"),

@@ -321,7 +321,8 @@ def test_closed_folders(folder: Path, binaries: Binaries, monkeypatch: pytest.Mo
         assert ask(dsn, "SELECT to_regclass('mine')") == "mine"
         postgres.stop()
         shutil.rmtree(closed / ".dhara")
-        assert ask(postgres.start(), "SELECT to_regclass('mine')") == "None"
+        os.close(postgres._claim_folder())
+        assert not (postgres.home / "cluster").exists(), "what was removed has come back"
     finally:
         postgres.stop()
 

@@ -24,7 +24,7 @@ async def test_register(workers: Workers, db: Connection) -> None:
     await workers.register(new)
     await workers.beat([new.id], [1])
     await workers.register(new)
-    (shown,) = await workers.list()
+    (shown,) = await workers.recent()
     assert (shown.id, shown.pid, shown.host, shown.version, shown.types, shown.slots, shown.running, shown.state) == (
         new.id,
         7,
@@ -51,7 +51,7 @@ async def test_beat(workers: Workers, db: Connection) -> None:
     assert await state_of(db, draining) == ("draining", 1, False)
     assert await state_of(db, lost) == ("live", 1, False)
     assert await state_of(db, stopped) == ("stopped", 0, True)
-    rows = {row.id: row for row in await workers.list()}
+    rows = {row.id: row for row in await workers.recent()}
     assert [rows[id].running for id in (live, draining, lost, stopped)] == [1, 2, 3, 0]
     assert rows[live].beat_age < 5 < 55 < rows[stopped].beat_age
 
@@ -90,7 +90,7 @@ async def test_list_forgets_what_ended_long_ago(workers: Workers, db: Connection
     await make_worker(db, state="lost", beat_age=1000)
     late = await make_worker(db, state="stopped", beat_age=100)
     silent = await make_worker(db, beat_age=5000)
-    assert [row.id for row in await workers.list(900)] == [late, silent]
+    assert [row.id for row in await workers.recent(900)] == [late, silent]
 
 
 async def test_running(workers: Workers, db: Connection) -> None:

@@ -51,7 +51,7 @@ async def resume(request: Request) -> Reply:
 
 
 async def workers(request: Request) -> Reply:
-    found = await request.parts.workers.list()
+    found = await request.parts.workers.recent()
     running = await request.parts.workers.running([worker.id for worker in found])
     return json_reply(WorkerList([worker_out(worker, running) for worker in found]))
 

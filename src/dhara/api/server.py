@@ -79,7 +79,7 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._arrival is None and (self.cycle is None or self.cycle.response_complete):
+        if self._arrival is None and (self.cycle is None or self.cycle.response_complete):  # type: ignore[redundant-expr]
             self._expect()
         self._head += len(data)
         super().data_received(data)

@@ -44,7 +44,7 @@ class Waiters:
     async def wait(self, id: UUID, seconds: float, receive: Receive | None = None) -> None:
         """Return when the task is final, after `seconds`, or when the server stops; the caller looks which.
 
-        `receive` tells when the client has hung up: then `ClientGone` is raised at once. Raises `Refused` when too many wait already.
+        `receive` tells when the client has hung up: then `ClientGone` is raised at once. Raises `Refused` when too many wait.
         """
         if self._closed or seconds <= 0:
             return

@@ -97,7 +97,7 @@ def workers(console: Console) -> None:
 
     async def work(pool: Pool) -> tuple[list[WorkerRow], list[RunningTask]]:
         store = Workers(pool, pool.settings.schema)
-        rows = await store.list()
+        rows = await store.recent()
         return rows, await store.running([row.id for row in rows])
 
     found, running = with_pool(console, work)

@@ -271,7 +271,7 @@ def logs(console: Console, id: str) -> None:
             when(e.at),
             e.event,
             e.attempt or "",
-            f"{e.from_state or '–'} → {e.to_state}" if e.to_state else "",
+            f"{e.from_state or '·'} → {e.to_state}" if e.to_state else "",
             e.reason,
         )
         for e in found

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from dhara.domain.backoff import RetryPolicy
+
 
 class Done(Struct, frozen=True, tag=True):
     """The handler returned; `result` is JSON text."""
@@ -24,6 +26,8 @@ class Failed(Struct, frozen=True, tag=True):
     permanent: bool = False
     reason: str | None = None
     fingerprint: str | None = None
+    # How its handler retries such failures; None: as the worker does.
+    policy: RetryPolicy | None = None
 
 
 class Snoozed(Struct, frozen=True, tag=True):

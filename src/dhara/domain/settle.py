@@ -39,11 +39,10 @@ def decide(
     backoff: Backoff,
     rng: Random,
     logs: str | None = None,
-    most_retries: int | None = None,
 ) -> Settlement | None:
     """The settlement of `claim` after `outcome`; None if it has settled itself.
 
-    Pure; `rng` serves the backoff's jitter. `most_retries` lowers the task's own max_retries for this failure.
+    Pure; `backoff` serves where the failure has no policy of its own, `rng` is for the jitter.
     """
     match outcome:
         case Done(result):
@@ -51,7 +50,7 @@ def decide(
         case Settled():
             return None
         case Failed():
-            return _failed(claim, outcome, backoff, rng, logs, most_retries)
+            return _failed(claim, outcome, backoff, rng, logs)
         case Crashed():
             return _crashed(claim, outcome, backoff, rng, logs)
         case Snoozed(seconds, reason):
@@ -82,16 +81,12 @@ def _crashed(claim: Claim, outcome: Crashed, backoff: Backoff, rng: Random, logs
     return structs.replace(_failed(claim, failure, backoff, rng, logs), crashed=1)
 
 
-def _failed(
-    claim: Claim,
-    outcome: Failed,
-    backoff: Backoff,
-    rng: Random,
-    logs: str | None,
-    most_retries: int | None = None,
-) -> Settlement:
+def _failed(claim: Claim, outcome: Failed, backoff: Backoff, rng: Random, logs: str | None) -> Settlement:
     failures = claim.failures + 1
-    limit = claim.max_retries if most_retries is None else min(claim.max_retries, most_retries)
+    limit = claim.max_retries
+    if outcome.policy is not None:
+        backoff = outcome.policy.backoff
+        limit = limit if outcome.policy.max_retries is None else min(limit, outcome.policy.max_retries)
     exhausted = failures > limit
     dead = outcome.permanent or exhausted
     reason = outcome.reason or ("permanent" if outcome.permanent else "exhausted" if exhausted else None)

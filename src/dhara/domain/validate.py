@@ -135,7 +135,7 @@ def parse_time(value: str) -> datetime | None:
     found = _RFC3339.fullmatch(value)
     if found is None:
         return None
-    *parts, fraction, zone = found.groups()
+    fraction, zone = found.group(7, 8)
     offset = "+00:00" if zone in "Zz" else zone
     try:
         return datetime.fromisoformat(f"{value[:10]}T{value[11:19]}{(fraction or '.0')[:7].ljust(7, '0')}{offset}")

@@ -81,7 +81,7 @@ def check_dsn(dsn: str) -> str:
     except ValueError:
         raise ConfigError("the database URL cannot be read; write postgresql://user:password@host:5432/database") from None
     if parts.scheme not in ("postgresql", "postgres"):
-        raise ConfigError("the database URL must start with postgresql://, as in postgresql://user:password@host:5432/database")
+        raise ConfigError("the database URL must start with postgresql://, as in postgresql://user:pass@host:5432/database")
     return dsn
 
 
@@ -119,7 +119,7 @@ def _connect_options(settings: DatabaseSettings, application: str) -> dict[str, 
 async def connect(settings: DatabaseSettings, application: str = "dhara") -> asyncpg.Connection[asyncpg.Record]:
     """One connection, hardened. Raises `Unavailable` when the database cannot be reached."""
     try:
-        connection = await asyncpg.connect(**_connect_options(settings, application))
+        connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(**_connect_options(settings, application))
     except Exception as error:
         raise unavailable(error) from error
     harden(connection)

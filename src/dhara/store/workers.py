@@ -99,7 +99,7 @@ class Workers:
         """Every worker that should be beating or still holds tasks."""
         return [Sighting(*row) for row in await self.db.fetch(self._sql("witness"))]
 
-    async def list(self, seconds: float = 900) -> list[WorkerRow]:
+    async def recent(self, seconds: float = 900) -> list[WorkerRow]:
         """Live workers, and those that ended within `seconds`."""
         return [WorkerRow(**row) for row in await self.db.fetch(self._sql("list"), seconds)]
 

@@ -10,6 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from dhara.domain.ids import IdSource
@@ -62,16 +63,17 @@ def _run(build: Callable[[], Registry], settings: RunnerSettings, board: Board, 
         nursery = Nursery.start(isolated.body(registry, settings.database))
         return loop_runner(lambda: _live(registry, settings, board, nursery, patient))
     except DharaError as error:
-        print(f"dhara: {error}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"dhara: {error}\n")
         return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), 1)
 
 
 def loop_runner(main: Callable[[], object]) -> int:
     """Run a coroutine function on uvloop where there is one."""
-    try:
-        from uvloop import new_event_loop as factory
-    except ImportError:  # Windows
-        factory = asyncio.new_event_loop
+    factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    with suppress(ImportError):  # Windows has no uvloop
+        from uvloop import new_event_loop
+
+        factory = new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         result: int = runner.run(main())  # type: ignore[arg-type]
         return result
@@ -83,7 +85,7 @@ async def _live(
     runner = Runner(registry, settings, worker=IdSource().new(), board=board, nursery=nursery)
     told = asyncio.Event()
     again = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: (again if told.is_set() else told).set())
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: _mark(told, again))
     await _start(runner, settings, patient, told)
     if told.is_set():
         await runner.stop()
@@ -98,6 +100,10 @@ async def _live(
     hurried.cancel()
     await runner.stop()
     return 0
+
+
+def _mark(told: asyncio.Event, again: asyncio.Event) -> None:
+    (again if told.is_set() else told).set()
 
 
 async def _first(*waits: Coroutine[Any, Any, Any]) -> None:

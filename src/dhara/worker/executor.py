@@ -153,7 +153,7 @@ def interrupted(slot: Slot, claim: Claim, error: asyncio.CancelledError) -> Outc
 def _raised(handler: Handler[..., Any], claim: Claim, error: BaseException, slot: Slot) -> Outcome:
     match error:
         case Retry():
-            return Failed(str(error), retry_after=error.after)
+            return Failed(str(error), retry_after=error.after, policy=handler.options.own_retry)
         case Snooze():
             return Snoozed(max(0.0, error.seconds), error.reason)
         case Cancel():
@@ -167,8 +167,7 @@ def _raised(handler: Handler[..., Any], claim: Claim, error: BaseException, slot
         case LeaseLost():
             return Released(str(error))
         case _:
-            slot.policy = handler.options.policy(error)
-            return failed(claim.type, error, permanent=slot.policy is None)
+            return failed(claim.type, error, policy=handler.options.policy(error))
 
 
 def _result(claim: Claim, value: Any) -> Outcome:

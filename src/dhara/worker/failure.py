@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 import traceback
+from typing import Literal
 
 import msgspec
 
 from dhara.domain import limits
+from dhara.domain.backoff import RetryPolicy
 from dhara.domain.outcome import Failed
 from dhara.store.pool import redact
 from dhara.worker.context import storable
@@ -17,7 +19,9 @@ _NUMBERS = re.compile(r"0x[0-9a-f]+|\d+")
 _FRAMES = 3
 
 
-def failed(type: str, error: BaseException, *, permanent: bool = False, reason: str | None = None) -> Failed:
+def failed(
+    type: str, error: BaseException, *, policy: RetryPolicy | Literal["never"] | None = None
+) -> Failed:
     """The outcome of an attempt that ended with `error`."""
     message = f"{_class(error)}: {_text(error)}"
     details = {
@@ -28,8 +32,8 @@ def failed(type: str, error: BaseException, *, permanent: bool = False, reason: 
     return Failed(
         storable(message, limits.LAST_ERROR_LENGTH),
         error=msgspec.json.encode(details).decode(),
-        permanent=permanent,
-        reason=reason,
+        permanent=policy == "never",
+        policy=None if policy == "never" else policy,
         fingerprint=fingerprint(type, error),
     )
 

@@ -150,9 +150,9 @@ class Nursery:
         except asyncio.CancelledError:
             child.kill()
             raise
-        except (OSError, asyncio.TimeoutError) as error:
+        except (TimeoutError, OSError) as error:
             child.kill()
-            return Crashed(f"its process could not be run: {error or type(error).__name__}")
+            return Crashed(f"its process could not be run: {type(error).__name__}: {error}")
         finally:
             self._exits.pop(token, None)
             ours.close()
@@ -268,7 +268,7 @@ def _child(parent: int, fd: int, body: Body) -> NoReturn:
         send(Ended(body(claim, send)))
         code = 0
     except BaseException as error:
-        print(f"dhara: an attempt's process failed: {error!r}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"dhara: an attempt's process failed: {error!r}\n")
     finally:
         os._exit(code)
 

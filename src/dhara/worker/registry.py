@@ -16,7 +16,6 @@ from dhara.errors import RegistryError
 from dhara.worker.context import Context
 from dhara.worker.payload import Model, model_of
 
-_TYPE = type
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -33,12 +32,17 @@ class Options(Struct, frozen=True, kw_only=True):
     executor: Literal["auto", "process"] = "auto"
     exclusive: bool = False
 
-    def policy(self, error: BaseException | None) -> RetryPolicy | None:
-        """How a failure by `error` is retried; None: it is not."""
+    @property
+    def own_retry(self) -> RetryPolicy | None:
+        """The handler's policy; None: it says nothing, the worker's settings hold."""
+        return None if self.retry == RetryPolicy() else self.retry
+
+    def policy(self, error: BaseException) -> RetryPolicy | Literal["never"] | None:
+        """How a failure by `error` is retried; None: as the worker's settings say."""
         for kind, policy in self.retry_on.items():
             if isinstance(error, kind):
-                return policy
-        return self.retry
+                return policy or "never"
+        return self.own_retry
 
 
 class Handler(Generic[P, R]):
@@ -215,10 +219,12 @@ async def _nothing() -> AsyncIterator[None]:
 def _check(type: str, options: Options) -> None:
     if options.executor not in ("auto", "process"):
         raise RegistryError(f"{type}: executor must be 'auto' or 'process', not {options.executor!r}")
-    for kind in options.retry_on:
-        if not (isinstance(kind, _TYPE) and issubclass(kind, BaseException)):
+    kinds: list[Any] = list(options.retry_on)
+    for kind in kinds:
+        if not inspect.isclass(kind) or not issubclass(kind, BaseException):
             raise RegistryError(f"{type}: retry_on has {kind!r}, which is no exception class")
-    for what, value in (("task type", type), ("queue", options.queue)):
+    named: tuple[tuple[str, Any], ...] = (("task type", type), ("queue", options.queue))
+    for what, value in named:
         if not isinstance(value, str) or not limits.NAME.fullmatch(value):
             raise RegistryError(f"{what} {value!r} is not a name: {limits.NAME_HINT}")
     low, high = limits.TIMEOUT_SECONDS

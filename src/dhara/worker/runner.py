@@ -42,6 +42,7 @@ from dhara.worker.nursery import Nursery
 from dhara.worker.registry import Registry
 from dhara.worker.settler import Settler
 from dhara.worker.slots import Slots
+from dhara.worker.transaction import Transaction
 from dhara.worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -70,15 +71,20 @@ class RunnerSettings(Struct, frozen=True, kw_only=True):
     @classmethod
     def of(cls, settings: Settings, queues: Mapping[str, int] | None, concurrency: int) -> RunnerSettings:
         """From the process's settings."""
-        same = ("poll_interval", "heartbeat_interval", "stale_after", "handler_timeout", "kill_grace")
-        same += ("shutdown_timeout", "recycle_tasks", "recycle_memory")
         return cls(
             database=database_settings(settings),
             concurrency=concurrency,
             queues=dict(queues) if queues else {ALL_QUEUES: concurrency},
+            poll_interval=settings.poll_interval,
+            heartbeat_interval=settings.heartbeat_interval,
+            stale_after=settings.stale_after,
+            handler_timeout=settings.handler_timeout,
+            kill_grace=settings.kill_grace,
+            shutdown_timeout=settings.shutdown_timeout,
             wakeups=settings.wakeups and not settings.pooler,
+            recycle_tasks=settings.recycle_tasks,
+            recycle_memory=settings.recycle_memory,
             backoff=Backoff(base=settings.base_backoff, cap=settings.max_backoff),
-            **{name: getattr(settings, name) for name in same},
         )
 
 
@@ -129,7 +135,7 @@ class Runner:
             queues=settings.queues,
             board=board,
             settle=self.settler.put,
-            freed=lambda: self.claimer.freed(),
+            freed=self._freed,
             make_context=self._context,
             handler_timeout=settings.handler_timeout,
             kill_grace=settings.kill_grace,
@@ -200,7 +206,7 @@ class Runner:
         self.slots.release_unstarted()
         try:
             await asyncio.wait_for(self.slots.all_idle.wait(), grace)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             await self.release()
         await said
 
@@ -211,7 +217,7 @@ class Runner:
         self.slots.interrupt_all()
         try:
             await asyncio.wait_for(self.slots.all_idle.wait(), 1.0)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             self.slots.abandon()
 
     async def stop(self) -> None:
@@ -221,7 +227,7 @@ class Runner:
         self.slots.release_unstarted()
         try:
             await asyncio.wait_for(self.settler.drained(), 5.0)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             log.warning("%d settlements are left to the reaper", len(self.settler))
         await self.slots.stop()
         for service in (self._listener, self._report, self._sweep, self._compare, self.claimer, self.settler):
@@ -259,6 +265,9 @@ class Runner:
 
     # claims
 
+    def _freed(self) -> None:
+        self.claimer.freed()
+
     def _room(self) -> int:
         return 0 if self.draining or self.settler.full else self.slots.room()
 
@@ -283,7 +292,7 @@ class Runner:
         context.state = self._state
         return context
 
-    def _transaction(self, context: Context, session: Any) -> isolated.Transaction:
+    def _transaction(self, context: Context, session: Any) -> Transaction:
         async def open(stack: AsyncExitStack) -> asyncpg.Connection[asyncpg.Record]:
             connection: asyncpg.Connection[asyncpg.Record] = await stack.enter_async_context(self._pool.acquire())
             return connection

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from enum import Enum
 
-from dhara.domain.backoff import RetryPolicy
 from dhara.domain.task import Claim
 from dhara.worker.context import Context
 
@@ -32,7 +31,6 @@ class Slot:
         "exclusive",
         "index",
         "interruptible",
-        "policy",
         "since",
         "stop",
         "stop_at",
@@ -49,7 +47,6 @@ class Slot:
         self.allowed = 0.0
         self.interruptible = True
         self.exclusive = False
-        self.policy: RetryPolicy | None = None
         self.stop: Stop | None = None
         self.stop_at = 0.0
         self._sent = 0
@@ -61,7 +58,6 @@ class Slot:
         allowed: float,
         interruptible: bool,
         exclusive: bool = False,
-        policy: RetryPolicy | None = None,
     ) -> None:
         """An attempt starts, for at most `allowed` seconds."""
         self.claim = claim
@@ -71,7 +67,6 @@ class Slot:
         self.deadline = now + allowed
         self.interruptible = interruptible
         self.exclusive = exclusive
-        self.policy = policy
         self.stop = None
         self._sent = 0
 

@@ -17,7 +17,7 @@ from uuid import UUID
 
 from msgspec import structs
 
-from dhara.domain.backoff import Backoff, RetryPolicy
+from dhara.domain.backoff import Backoff
 from dhara.domain.outcome import Crashed, Failed, Outcome, Released
 from dhara.domain.settle import Settlement, decide
 from dhara.domain.task import Claim
@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 _AHEAD_SECONDS = 0.05
 _AHEAD_MOST = 1_000
 _TURN = 32
-_DEFAULT_RETRY = RetryPolicy()
 _EXCLUSIVE_STOP = 0.8  # of L
 
 
@@ -194,7 +193,7 @@ class Slots:
         options = handler.options
         now = time.monotonic()
         allowed = claim.timeout or options.timeout or self._handler_timeout
-        slot.begin(claim, now, allowed, handler.is_async or alone, options.exclusive, options.retry)
+        slot.begin(claim, now, allowed, handler.is_async or alone, options.exclusive)
         deadline = slot.deadline + self._kill_grace
         self._board.begin(slot.index, deadline, claim.id, claim.lease, options.exclusive)
         self.busy += 1
@@ -223,7 +222,7 @@ class Slots:
         lines = progress = None
         if slot.context is not None:
             lines, progress = slot.context.log.to_json(), slot.context._progress
-        self.settle(claim, outcome, lines, slot.policy, progress)
+        self.settle(claim, outcome, lines, progress)
         self.observations.ran(claim, time.monotonic() - slot.since)
 
     def settle(
@@ -231,14 +230,10 @@ class Slots:
         claim: Claim,
         outcome: Outcome,
         lines: str | None = None,
-        policy: RetryPolicy | None = None,
         progress: str | None = None,
     ) -> None:
         """Decide what the outcome means and hand it on."""
-        own = policy is not None and policy != _DEFAULT_RETRY
-        backoff = policy.backoff if policy is not None and own else self._backoff
-        most = policy.max_retries if policy is not None and own else None
-        settlement = decide(claim, outcome, backoff, self._rng, lines, most)
+        settlement = decide(claim, outcome, self._backoff, self._rng, lines)
         if settlement is None:
             return
         if progress is not None:

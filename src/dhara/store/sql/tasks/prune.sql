@@ -7,7 +7,7 @@ WITH found AS (
       -- Its own retention, its queue's, the fleet's: the first that is said.
       AND t.completed_at < clock_timestamp() - interval '1 second' * COALESCE(
               t.retention, (SELECT q.retention FROM dhara.queues AS q WHERE q.name = t.queue),
-              CASE WHEN t.status = 'DEAD' THEN $3 ELSE $2 END)
+              CASE WHEN t.status = 'DEAD' THEN $3::float8 ELSE $2::float8 END)
       -- A unique key that still keeps others out keeps its task, too.
       AND (t.unique_slot IS NULL OR t.unique_until <= clock_timestamp())
     ORDER BY t.id LIMIT $4
