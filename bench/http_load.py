@@ -68,8 +68,8 @@ class Caller(asyncio.Protocol):
 async def run(url: str, connections: int, seconds: float, key: str | None) -> dict[str, float | int]:
     """Load `url` and answer the figures; times in milliseconds."""
     parts = urlsplit(url)
-    port = parts.port or 80
-    head = [f"POST /api/v1/tasks HTTP/1.1\r\nHost: {parts.hostname}:{port}\r\nContent-Type: application/json"]
+    host, port = parts.hostname or "127.0.0.1", parts.port or 80
+    head = [f"POST /api/v1/tasks HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json"]
     head += [f"Authorization: Bearer {key}"] if key else []
     request = "\r\n".join([*head, f"Content-Length: {len(BODY)}", "", ""]).encode() + BODY
     times: list[float] = []
@@ -77,11 +77,7 @@ async def run(url: str, connections: int, seconds: float, key: str | None) -> di
     started = time.perf_counter()
     loop = asyncio.get_running_loop()
     callers = [
-        (
-            await loop.create_connection(
-                lambda: Caller(request, started + seconds, times, errors), parts.hostname, port
-            )
-        )[1]
+        (await loop.create_connection(lambda: Caller(request, started + seconds, times, errors), host, port))[1]
         for _ in range(connections)
     ]
     await asyncio.gather(*(caller.done for caller in callers))
@@ -100,9 +96,7 @@ async def run(url: str, connections: int, seconds: float, key: str | None) -> di
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8080")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=15)

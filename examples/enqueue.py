@@ -13,9 +13,7 @@ from examples.handlers import make_report, send_email
 
 async def main() -> None:
     async with AsyncClient(os.environ["DHARA_DATABASE_URL"]) as dhara:
-        handle = await dhara.enqueue(
-            send_email.s(to="ada@example.org", subject="Hi"), idempotency_key="welcome-ada"
-        )
+        handle = await dhara.enqueue(send_email.s(to="ada@example.org", subject="Hi"), idempotency_key="welcome-ada")
         print(handle.id, "created" if handle.created else "stood already", await handle.result(timeout=30))
 
         # By name, where the handler's code is not at hand; with options.

@@ -20,9 +20,7 @@ async def with_asyncpg() -> None:
     async with AsyncClient(DSN) as dhara:
         await connection.execute("CREATE TABLE IF NOT EXISTS example_users (email text PRIMARY KEY)")
         async with connection.transaction():
-            await connection.execute(
-                "INSERT INTO example_users VALUES ('eve@example.org') ON CONFLICT DO NOTHING"
-            )
+            await connection.execute("INSERT INTO example_users VALUES ('eve@example.org') ON CONFLICT DO NOTHING")
             handle = await dhara.enqueue_tx(connection, send_email.s(to="eve@example.org", subject="Welcome"))
         print("committed:", await handle.status())
     await connection.close()

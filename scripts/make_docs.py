@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import os
 import re
 import sys
@@ -83,6 +84,8 @@ ABOUT: dict[Event, tuple[str, str]] = {
         "An attempt whose lease was lost tried to write its outcome; nothing was changed.",
         "–",
     ),
+    Event.REPLACED: ("An enqueue with the same unique key gave the PENDING task its own content.", "–"),
+    Event.RESCHEDULED: ("An enqueue with the same unique key gave the PENDING task its own time.", "–"),
     Event.PROGRESS: ("Reserved: progress is kept in the task's row, not in the history.", "–"),
 }
 
@@ -144,17 +147,13 @@ def _moves() -> Iterator[tuple[State | None, Event, State | None]]:
 
 def states() -> str:
     moves = [
-        (f"`{event}`", f"{source or '–'} → {target or 'gone'}", *ABOUT[event])
-        for source, event, target in _moves()
+        (f"`{event}`", f"{source or '–'} → {target or 'gone'}", *ABOUT[event]) for source, event, target in _moves()
     ]
     allowed = {(source, target) for source, targets in TRANSITIONS.items() for target in targets.values()}
     matrix = [
         (
             f"**{source}**",
-            *(
-                "yes" if (source, target) in allowed else "–" if source is target else "refused"
-                for target in State
-            ),
+            *("yes" if (source, target) in allowed else "–" if source is target else "refused" for target in State),
         )
         for source in State
     ]
@@ -170,9 +169,7 @@ def states() -> str:
         "## From state to state",
         table(("from \\ to", *State), matrix),
         "## Notes\n\nThese stand in the history and change no state.",
-        table(
-            ("event", "what happened"), ((f"`{event}`", ABOUT[event][0]) for event in Event if event in NOTES)
-        ),
+        table(("event", "what happened"), ((f"`{event}`", ABOUT[event][0]) for event in Event if event in NOTES)),
     )
 
 
@@ -240,18 +237,14 @@ _SHARED = {"json", "config", "debug"}
 
 def _command(name: str, command: click.Command) -> str:
     arguments = [p for p in command.params if isinstance(p, click.Argument)]
-    options = [
-        p for p in command.params if isinstance(p, click.Option) and not p.hidden and p.name not in _SHARED
-    ]
+    options = [p for p in command.params if isinstance(p, click.Option) and not p.hidden and p.name not in _SHARED]
     words = [name, *(["[OPTIONS]"] if options else []), *(_argument(p) for p in arguments)]
     parts = [f"## {name}", inspect.cleandoc(command.help or ""), fenced(" ".join(words))]
     if options:
         rows = [(f"`{' '.join([*p.opts, _metavar(p)]).strip()}`", _help(p)) for p in options]
         parts.append(table(("option", "what it does"), rows))
     if examples := getattr(command, "examples", ""):
-        parts.append(
-            "Examples:\n\n" + fenced("\n".join(line.strip() for line in examples.strip().splitlines()))
-        )
+        parts.append("Examples:\n\n" + fenced("\n".join(line.strip() for line in examples.strip().splitlines())))
     return "\n\n".join(part.strip() for part in parts)
 
 
@@ -278,17 +271,11 @@ def cli_page() -> str:
     return page(
         "Command line",
         "the commands of src/dhara/cli",
-        table(
-            ("command", "what it does"), ((f"`dhara {name}`", about) for name, (_, about) in COMMANDS.items())
-        ),
+        table(("command", "what it does"), ((f"`dhara {name}`", about) for name, (_, about) in COMMANDS.items())),
         "## Options of every command",
         table(
             ("option", "what it does"),
-            [
-                (f"`{' '.join([*p.opts, _metavar(p)]).strip()}`", _help(p))
-                for p in shared
-                if isinstance(p, click.Option)
-            ]
+            [(f"`{' '.join([*p.opts, _metavar(p)]).strip()}`", _help(p)) for p in shared if isinstance(p, click.Option)]
             + [("`-h --help`", "Show the help, with examples.")],
         ),
         "With `--json` a command prints one JSON document on standard output, also when it fails: then"
@@ -366,9 +353,7 @@ def _route(route: Route) -> str:
         facts.append(f"Also at {code(others)}.")
     if route.request is not None:
         facts.append(f"Body: {_shape(route.request)}{'' if route.request_required else ', optional'}.")
-    facts.append(
-        "Answers: " + ", ".join(f"{status} {_shape(shape)}" for status, shape in route.answers.items()) + "."
-    )
+    facts.append("Answers: " + ", ".join(f"{status} {_shape(shape)}" for status, shape in route.answers.items()) + ".")
     if problems := [name for name in route.errors]:
         facts.append(f"Problems: {code(problems)}.")
     parts.append(" ".join(facts))
@@ -424,9 +409,7 @@ def metrics_page() -> str:
         " add up such figures over servers; take one of them (`max`).",
         table(("family", "kind", "labels", "what it is"), rows),
         f"Labels are bounded: at most {metrics.MOST_LABELS} values a family, the rest is added up as `{metrics.OTHER}`.",
-        "Buckets of the task histograms, in seconds: "
-        + ", ".join(f"{bound:g}" for bound in metrics.BUCKETS)
-        + ".",
+        "Buckets of the task histograms, in seconds: " + ", ".join(f"{bound:g}" for bound in metrics.BUCKETS) + ".",
     )
 
 
@@ -442,8 +425,7 @@ def errors_page() -> str:
         if isinstance(found, type) and issubclass(found, errors.DharaError) and found is not errors.DharaError
     ]
     rows = [
-        (f"`{c.__name__}`", f"`{c.code}`", _exit_of(c, exit_codes), (c.__doc__ or "").splitlines()[0])
-        for c in classes
+        (f"`{c.__name__}`", f"`{c.code}`", _exit_of(c, exit_codes), (c.__doc__ or "").splitlines()[0]) for c in classes
     ]
     return page(
         "Errors",
@@ -536,9 +518,7 @@ def _relation(relation: Relation) -> str:
     if relation.indexes:
         parts.append(fenced("\n".join(definition for _, definition in relation.indexes), "sql"))
     if relation.triggers:
-        parts.append(
-            f"Triggers that refuse what the [moves](states.md) do not allow: {code(relation.triggers)}."
-        )
+        parts.append(f"Triggers that refuse what the [moves](states.md) do not allow: {code(relation.triggers)}.")
     return "\n\n".join(parts)
 
 
@@ -547,9 +527,7 @@ def _function(function: Function) -> str:
     arguments = re.sub(r"DEFAULT (NULL|'[^']*')::[a-z ]+(\[\])?", r"DEFAULT \1", function.arguments).replace(
         ", ", ",\n    "
     )
-    signature = f"dhara.{function.name}(\n    {arguments}\n) RETURNS {function.answers}".replace(
-        "(\n    \n)", "()"
-    )
+    signature = f"dhara.{function.name}(\n    {arguments}\n) RETURNS {function.answers}".replace("(\n    \n)", "()")
     head = f"### dhara.{function.name}"
     return "\n\n".join(part for part in (head, function.comment, fenced(signature, "sql")) if part)
 
@@ -578,8 +556,27 @@ REFERENCE = {
     "metrics": metrics_page,
     "errors": errors_page,
 }
-BLOCKS = {"states": diagram}
-WITH_BLOCKS = ("README.md", "docs/explanation/life-of-a-task.md")
+
+
+def figures() -> str:
+    """What `bench/engine.py --save` has measured last, and on what; says so when nothing has been."""
+    file = ROOT / "bench" / "figures.json"
+    if not file.exists():
+        return (
+            "Not measured yet: `python bench/engine.py --save` on an idle machine, then `python scripts/make_docs.py`."
+        )
+    found = json.loads(file.read_text())
+    server = found["settings"]
+    where = (
+        f"Medians of {found['runs']} runs of {found['tasks']:,} tasks on one machine of {found['cores']} cores, shared by PostgreSQL"
+        f" {server['server_version']}, server, worker and load; fsync {server['fsync']}, synchronous_commit"
+        f" {server['synchronous_commit']}, full history and metrics."
+    )
+    return table(("work", "figure"), found["figures"].items()) + "\n\n" + where
+
+
+BLOCKS = {"states": diagram, "figures": figures}
+WITH_BLOCKS = ("README.md", "docs/explanation/life-of-a-task.md", "docs/explanation/performance.md")
 
 
 def with_blocks(text: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from dhara import __version__
 from dhara.api.asgi import create_app
 from dhara.api.auth import is_loopback
-from dhara.api.server import serve
+from dhara.api.server import bind, serve
 from dhara.crew import Crew
 from dhara.errors import ConfigError
 from dhara.maintenance import Maintenance
@@ -58,7 +58,8 @@ class App:
     """A server and what runs beside it.
 
     `worker`: arguments of the `dhara worker` beside it, None for no worker; it inherits `environ` (None: this
-    process's). `on_started` learns the address once requests are answered.
+    process's). `any_port`: take a free port if the one of the settings is taken. `on_started` learns the address once
+    requests are answered.
     """
 
     def __init__(
@@ -67,11 +68,13 @@ class App:
         *,
         worker: Sequence[str] | None = None,
         environ: Mapping[str, str] | None = None,
+        any_port: bool = False,
         on_started: Callable[[str, int], None] = lambda host, port: None,
     ) -> None:
         self.settings = settings
         self._worker = worker
         self._environ = os.environ if environ is None else environ
+        self._any_port = any_port
         self._on_started = on_started
         self.pool = Pool(database_of(settings), "dhara server")
         self.started = asyncio.Event()
@@ -134,11 +137,21 @@ class App:
         await serve(
             create_app(pool=self.pool, settings=self.settings, notifier=notifier, version=__version__),
             host=self.settings.host,
-            port=self.settings.port,
+            port=self._port(),
             stop=self._stopping,
             on_started=started,
             grace=min(10.0, self.settings.shutdown_timeout),
         )
+
+    def _port(self) -> int:
+        """The port to bind; looked up as late as possible, since others look too."""
+        wanted = self.settings.port
+        if self._any_port:
+            try:
+                bind(self.settings.host, wanted).close()
+            except ConfigError:
+                return 0
+        return wanted
 
     async def _start(self, crew: Crew) -> None:
         await crew.start()

@@ -51,9 +51,7 @@ class Crew(Service):
                 return
             if time.monotonic() - started > _HEALTHY:
                 pause = _FIRST_PAUSE
-            log.error(
-                "the worker beside this server ended with code %d; starting it again in %g s", code, pause
-            )
+            log.error("the worker beside this server ended with code %d; starting it again in %g s", code, pause)
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
 

@@ -376,15 +376,10 @@ def _refuse_live_owner(path: Path) -> None:
     """Raises if the lock's holder lives. We may be it: then a dead server of ours leaves backends behind."""
     owner = path.read_text().strip()
     pid = int(owner.split()[0]) if owner else 0
-    if (
-        not pid
-        or _identity(pid) != owner
-        or (pid == os.getpid() and not _postmaster(path.parent / "cluster"))
-    ):
+    if not pid or _identity(pid) != owner or (pid == os.getpid() and not _postmaster(path.parent / "cluster")):
         return
     raise EmbeddedPostgresInUse(
-        f"a PostgreSQL of the live process {pid} uses {path.parent}: "
-        "stop that process, or choose another folder"
+        f"a PostgreSQL of the live process {pid} uses {path.parent}: stop that process, or choose another folder"
     )
 
 
@@ -465,9 +460,7 @@ def _make_folder(path: Path, mode: int) -> None:
         except FileExistsError:
             continue
         except OSError as error:
-            raise EmbeddedPostgresError(
-                f"cannot make {folder}: {error.strerror}; choose another folder"
-            ) from error
+            raise EmbeddedPostgresError(f"cannot make {folder}: {error.strerror}; choose another folder") from error
         folder.chmod(mode)
 
 
@@ -476,9 +469,7 @@ def _check_ours(folder: Path) -> None:
     if folder.stat().st_uid != os.geteuid():
         raise EmbeddedPostgresError(f"{folder} belongs to another user: choose another folder")
     if not (folder / "lock").exists() and not (folder / "elsewhere").is_symlink() and any(folder.iterdir()):
-        raise EmbeddedPostgresError(
-            f"{folder} is not empty and was not made by dhara: choose a new or an empty folder"
-        )
+        raise EmbeddedPostgresError(f"{folder} is not empty and was not made by dhara: choose a new or an empty folder")
 
 
 def _settle_home(data_dir: Path) -> tuple[Path, _Account | None]:
@@ -500,9 +491,7 @@ def _readable_binaries(binaries: Binaries, account: _Account | None) -> Binaries
     """`binaries`, or a copy where `account` can read them."""
     install = binaries.bindir.parent
     samples = [binaries.bindir / "postgres", binaries.bindir / "initdb"]
-    samples += [
-        folder for folder in (install / "lib", install / "share", _libraries(install)) if folder.is_dir()
-    ]
+    samples += [folder for folder in (install / "lib", install / "share", _libraries(install)) if folder.is_dir()]
     if account is None or _may(account, os.R_OK | os.X_OK, *samples):
         return binaries
     postgres = (binaries.bindir / "postgres").stat()
@@ -649,9 +638,7 @@ class EmbeddedPostgres:
 
     def _live(self) -> _Child:
         if self._child is None or not self._child.running:
-            raise EmbeddedPostgresError(
-                f"the PostgreSQL on {self.data_dir} is not running: call start() first"
-            )
+            raise EmbeddedPostgresError(f"the PostgreSQL on {self.data_dir} is not running: call start() first")
         return self._child
 
     # what callers may do
@@ -664,8 +651,7 @@ class EmbeddedPostgres:
                     self._start()
                 except OSError as error:
                     raise EmbeddedPostgresError(
-                        f"cannot start PostgreSQL in {self.data_dir}: {error}; "
-                        "mend that, or choose another folder"
+                        f"cannot start PostgreSQL in {self.data_dir}: {error}; mend that, or choose another folder"
                     ) from error
             return self.dsn
 
@@ -906,6 +892,4 @@ class EmbeddedPostgres:
         """`what`, with the last lines of the log since `offset`."""
         lines = self._tail(offset).strip().splitlines()[-8:]
         said = "".join(f"\n  {line}" for line in lines)
-        return EmbeddedPostgresError(
-            f"{what} in {self.data_dir}; its log, {self.log_path}, says:{said or ' nothing'}"
-        )
+        return EmbeddedPostgresError(f"{what} in {self.data_dir}; its log, {self.log_path}, says:{said or ' nothing'}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 from typing import Any
 from uuid import uuid4
 
@@ -112,7 +113,9 @@ async def a_key_is_unique_per_type(client: httpx.AsyncClient, pool: Pool) -> Non
 @unhappy("POST", "/tasks")
 async def same_key_other_payload(client: httpx.AsyncClient, pool: Pool) -> None:
     first = await created(client, idempotency_key="k", payload=1)
-    found = problem(await post(client, b'{"type":"echo","payload":2,"idempotency_key":"k"}'), 409, "idempotency_conflict")
+    found = problem(
+        await post(client, b'{"type":"echo","payload":2,"idempotency_key":"k"}'), 409, "idempotency_conflict"
+    )
     assert found["task_id"] == first["id"]
     assert found["errors"][0]["field"] == "idempotency_key"
 
@@ -301,7 +304,7 @@ async def the_history_is_a_path(client: httpx.AsyncClient, pool: Pool) -> None:
     task = await factories.make_task(pool, State.COMPLETED, failures=1)
     logs = (await client.get(f"/api/v1/tasks/{task.id}/logs")).json()["logs"]
     assert [entry["event"] for entry in logs] == ["ENQUEUED", "CLAIMED", "RETRIED", "CLAIMED", "COMPLETED"]
-    assert all(one["to_state"] == next["from_state"] for one, next in zip(logs, logs[1:], strict=False))
+    assert all(one["to_state"] == later["from_state"] for one, later in pairwise(logs))
     assert logs[-1]["to_state"] == "COMPLETED"
 
 
@@ -588,7 +591,9 @@ async def test_own_hosts_are_answered(client: httpx.AsyncClient, host: str) -> N
     assert (await client.get("/livez", headers={"host": host})).status_code == 200
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil", "10.0.0.1", "", "[::2]", "::1"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil", "10.0.0.1", "", "[::2]", "::1"]
+)
 async def test_foreign_hosts_are_a_421_on_every_route(client: httpx.AsyncClient, host: str) -> None:
     for route in TABLE:
         for path in route.paths:
@@ -618,7 +623,9 @@ async def test_other_origins_cannot_change_anything(client: httpx.AsyncClient, h
             problem(answer, 403, "cross_origin")
 
 
-@pytest.mark.parametrize("headers", [{"sec-fetch-site": "same-origin"}, {"sec-fetch-site": "none"}, {"origin": "http://127.0.0.1:8080"}])
+@pytest.mark.parametrize(
+    "headers", [{"sec-fetch-site": "same-origin"}, {"sec-fetch-site": "none"}, {"origin": "http://127.0.0.1:8080"}]
+)
 async def test_the_same_origin_can(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
     answer = await client.post("/api/v1/queues/q/pause", headers=headers)
     assert answer.status_code == 200

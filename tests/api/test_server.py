@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 
@@ -54,7 +55,13 @@ class Running:
         except ConnectionError:
             return b""
         finally:
-            writer.close()
+            await hang_up(writer)
+
+
+async def hang_up(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
 
 
 @pytest.fixture
@@ -74,7 +81,12 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], byt
 
 
 def request(body: bytes = b'{"type":"echo"}', *lines: str, path: str = "/api/v1/tasks", method: str = "POST") -> bytes:
-    head = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json", f"Content-Length: {len(body)}"]
+    head = [
+        f"{method} {path} HTTP/1.1",
+        "Host: 127.0.0.1",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+    ]
     return "\r\n".join([*head, *lines, "", ""]).encode() + body
 
 
@@ -93,29 +105,38 @@ async def test_answers_have_all_headers_and_no_server(running: Running) -> None:
 
 async def test_a_connection_serves_on_after_refusals(running: Running) -> None:
     reader, writer = await running.open()
-    for body, status in ((b"", 400), (b"{", 400), (b" " * 1_100_000, 413), (b'{"type":"A"}', 422), (b'{"type":"echo"}', 201)):
+    for body, status in (
+        (b"", 400),
+        (b"{", 400),
+        (b" " * 1_100_000, 413),
+        (b'{"type":"A"}', 422),
+        (b'{"type":"echo"}', 201),
+    ):
         writer.write(request(body))
         assert (await answer(reader))[0] == status
-    writer.close()
+    await hang_up(writer)
 
 
 async def test_pipelined_requests_are_answered_in_order(running: Running) -> None:
     reader, writer = await running.open()
     writer.write(b"".join(request(json.dumps({"type": "echo", "payload": n}).encode()) for n in range(10)))
     assert [json.loads((await answer(reader))[2])["payload"] for _ in range(10)] == list(range(10))
-    writer.close()
+    await hang_up(writer)
 
 
 async def test_chunks_are_read_and_expect_is_honoured(running: Running) -> None:
     head = b"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    chunked = b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n7\r\n{\"type\"\r\n8\r\n:\"echo\"}\r\n0\r\n\r\n"
+    chunked = b'Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n7\r\n{"type"\r\n8\r\n:"echo"}\r\n0\r\n\r\n'
     assert (await running.send(head + chunked)).startswith(b"HTTP/1.1 201")
     found = await running.send(request(b'{"type":"echo"}', CLOSE, "Expect: 100-continue"))
     assert found.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 201")
 
 
 FRAMES: dict[str, bytes] = {
-    "length and chunked": b"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "length and chunked": (
+        b"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"0\r\n\r\n"
+    ),
     "two lengths": b"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
     "a negative length": b"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
     "a length in words": b"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nContent-Length: ten\r\n\r\n",
@@ -139,13 +160,19 @@ async def test_bad_framing_is_a_400_and_the_end(running: Running, frame: bytes) 
 HEADS: dict[str, tuple[bytes, str]] = {
     "a long URL": (b"GET /livez?" + b"x" * 9_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", "url_too_long"),
     "a long URL without end": (b"GET /" + b"x" * 100_000, "url_too_long"),
-    "a long header": (b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 40_000 + b"\r\n\r\n", "headers_too_large"),
+    "a long header": (
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 40_000 + b"\r\n\r\n",
+        "headers_too_large",
+    ),
     "a header without end": (b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 100_000, "headers_too_large"),
     "a key of 1 MB": (
         b"GET /livez HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + b"x" * 1_000_000 + b"\r\n\r\n",
         "headers_too_large",
     ),
-    "many headers": (b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 8_000 + b"\r\n", "headers_too_large"),
+    "many headers": (
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 8_000 + b"\r\n",
+        "headers_too_large",
+    ),
 }
 
 
@@ -174,7 +201,7 @@ async def test_slow_clients_are_cut_off(running: Running, monkeypatch: pytest.Mo
     assert (await answer(reader))[0] == 201
     writer.write(b"GET /livez")
     assert b"request_timeout" in await asyncio.wait_for(reader.read(), 10)
-    writer.close()
+    await hang_up(writer)
 
 
 async def test_a_long_poll_outlives_the_time_to_arrive(
@@ -191,7 +218,7 @@ async def test_a_hung_up_long_poll_is_forgotten(running: Running, pool: Pool) ->
     _, writer = await running.open()
     writer.write(request(b"", path=f"/api/v1/tasks/{task.id}/wait?timeout=60", method="GET"))
     await eventually(lambda: len(running.app.parts.waiters) == 1)
-    writer.close()
+    await hang_up(writer)
     await eventually(lambda: len(running.app.parts.waiters) == 0)
 
 
@@ -204,7 +231,7 @@ async def test_stopping_ends_long_polls_and_answers_what_is_under_way(running: R
     status, headers, _ = await answer(reader)
     assert (status, headers["connection"]) == (202, "close")
     await asyncio.wait_for(running.task, 10)
-    writer.close()
+    await hang_up(writer)
     with pytest.raises(OSError, match="."):
         await running.open()
 
@@ -212,7 +239,7 @@ async def test_stopping_ends_long_polls_and_answers_what_is_under_way(running: R
 async def test_a_taken_port_is_one_clear_line(pool: Pool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"cannot bind 127.0.0.1:{port}.*another program"):
+        with pytest.raises(ConfigError, match=f"{port}; another program has it"):
             await serve(create_app(pool=pool, settings=Settings()), host="127.0.0.1", port=port, stop=asyncio.Event())
     with pytest.raises(ConfigError, match="cannot bind"):
         await serve(create_app(pool=pool, settings=Settings()), host="no.such.invalid", port=0, stop=asyncio.Event())

@@ -48,9 +48,7 @@ def test_enqueue_with_everything(dhara: Dhara) -> None:
         "timeout": 30.0,
         "tags": ["x", "y"],
     }
-    assert (
-        task.items() >= (wanted | {"idempotency_key": "k", "concurrency_key": "c", "created": True}).items()
-    )
+    assert task.items() >= (wanted | {"idempotency_key": "k", "concurrency_key": "c", "created": True}).items()
     assert task["status"] == "PENDING"
     shown = dhara("tasks", "get", task["id"], "--json").stdout
     assert '"a@b.c"' in shown
@@ -79,7 +77,7 @@ def test_enqueue_and_wait_says_how_it_ended(dhara: Dhara, dsn: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    "arguments,named",
     [
         (["t", "{"], "PAYLOAD"),
         (["t", "NaN"], "PAYLOAD"),
@@ -153,9 +151,7 @@ def test_cancel(dhara: Dhara, dsn: str) -> None:
 
 def test_retry(dhara: Dhara, dsn: str) -> None:
     dead = task_in(dsn, State.DEAD)
-    task = dhara.json(
-        "tasks", "retry", str(dead.id), "--payload", '{"b": 2}', "--queue", "other", "--priority", "3"
-    )
+    task = dhara.json("tasks", "retry", str(dead.id), "--payload", '{"b": 2}', "--queue", "other", "--priority", "3")
     assert (task["status"], task["payload"], task["queue"], task["priority"]) == (
         "PENDING",
         {"b": 2},

@@ -45,7 +45,7 @@ def test_the_table_of_commands_is_complete() -> None:
         assert about.endswith(".")
 
 
-@pytest.mark.parametrize(("path", "command"), LEAVES, ids=[" ".join(path) for path, _ in LEAVES])
+@pytest.mark.parametrize("path,command", LEAVES, ids=[" ".join(path) for path, _ in LEAVES])
 def test_every_command_has_help_examples_and_json(path: tuple[str, ...], command: click.Command) -> None:
     shown = CliRunner().invoke(cli, [*path, "--help"])
     assert shown.exit_code == 0
@@ -56,9 +56,7 @@ def test_every_command_has_help_examples_and_json(path: tuple[str, ...], command
         assert not isinstance(parameter, click.Option) or parameter.hidden or parameter.help, parameter.name
 
 
-@pytest.mark.parametrize(
-    "path", [path for path, _ in LEAVES if path not in {("dev",), ("worker",)}], ids=" ".join
-)
+@pytest.mark.parametrize("path", [path for path, _ in LEAVES if path not in {("dev",), ("worker",)}], ids=" ".join)
 def test_without_a_database_one_line_and_78(dhara_alone: Dhara, path: tuple[str, ...]) -> None:
     arguments = {
         "get": ["x"],
@@ -78,14 +76,15 @@ def test_without_a_database_one_line_and_78(dhara_alone: Dhara, path: tuple[str,
 
 
 def test_help_is_quick() -> None:
+    """Less than 0.3 s of a processor: the clock on the wall would tell of this machine's other work, too."""
     environ = os.environ | {"PYTHONPATH": str(ROOT / "src")}
 
     def took() -> float:
-        started = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "dhara", "--help"], check=True, stdout=subprocess.DEVNULL, env=environ
-        )
-        return time.perf_counter() - started
+        process = subprocess.Popen([sys.executable, "-m", "dhara", "--help"], stdout=subprocess.DEVNULL, env=environ)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        return used.ru_utime + used.ru_stime
 
     assert min(took() for _ in range(5)) < 0.3
 
@@ -112,9 +111,7 @@ def test_unreachable_hosts_and_passwords(dhara_alone: Dhara) -> None:
     ]
     for dsn, code in cases:
         for debug in ([], ["--debug"]):
-            result = Dhara({"DHARA_DATABASE_URL": dsn}, dhara_alone.folder)(
-                "tasks", "list", *debug, code=code
-            )
+            result = Dhara({"DHARA_DATABASE_URL": dsn}, dhara_alone.folder)("tasks", "list", *debug, code=code)
             assert secret not in result.output
             assert debug or len(result.stderr.splitlines()) == 1
 
@@ -193,9 +190,7 @@ def test_closed_standard_streams(dhara: Dhara) -> None:
     dhara("enqueue", "t")
     command = f"{sys.executable} -m dhara enqueue t - <&-"
     environ = os.environ | dhara.environ | {"PYTHONPATH": str(ROOT / "src")}
-    result = subprocess.run(
-        ["sh", "-c", command], env=environ, capture_output=True, text=True, cwd=dhara.folder
-    )
+    result = subprocess.run(["sh", "-c", command], env=environ, capture_output=True, text=True, cwd=dhara.folder)
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1
 
@@ -213,7 +208,10 @@ def _until_connected(dhara: Dhara) -> None:
     import psycopg
 
     deadline = time.monotonic() + 20
-    query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dhara client' AND datname = current_database() AND query ILIKE '%COMPLETED%'"
+    query = (
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dhara client'"
+        " AND datname = current_database() AND query ILIKE '%COMPLETED%'"
+    )
     with psycopg.connect(dhara.environ["DHARA_DATABASE_URL"], autocommit=True) as connection:
         while time.monotonic() < deadline:
             row = connection.execute(query).fetchone()

@@ -124,7 +124,7 @@ def test_another_registry_by_name(dhara: Dhara, handlers: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "module", "named"),
+    "text,module,named",
     [
         ("", "no_such_module", "no_such_module"),
         ("x = 1", "mine", "tasks"),
@@ -138,12 +138,17 @@ def test_another_registry_by_name(dhara: Dhara, handlers: str) -> None:
 )
 def test_a_worker_that_cannot_work_says_so_in_one_line(dhara: Dhara, text: str, module: str, named: str) -> None:
     (dhara.folder / "mine.py").write_text(text)
-    for command in (["worker", module], ["server", module, "--port", "0"]):
-        result = dhara.run(*command)
-        assert result.returncode == 78, result.stderr
-        [line] = [line for line in result.stderr.splitlines() if line.startswith("dhara: ")]
-        assert named in line
-        assert "Traceback" not in result.stderr
+    result = dhara.run("worker", module)
+    assert result.returncode == 78, result.stderr
+    [line] = result.stderr.splitlines()
+    assert line.startswith("dhara: ")
+    assert named in line
+
+
+def test_a_server_whose_worker_cannot_work_ends_with_it(dhara: Dhara) -> None:
+    result = dhara.run("server", "no_such_module", "--port", "0")
+    assert result.returncode == 78, result.stderr
+    assert "no_such_module" in result.stderr.splitlines()[-1]
 
 
 def test_a_worker_without_schema_or_database(dhara_on_empty: Dhara, dhara_alone: Dhara) -> None:
@@ -223,28 +228,24 @@ def test_a_taken_port(dhara: Dhara) -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_the_demo_settles(dhara: Dhara) -> None:
-    result = dhara.run("dev", "--demo", "--once", "--port", "0", timeout=90)
-    assert result.returncode == 0, result.stderr
-    assert "as it should be" in result.stdout
-    assert "\x1b" not in result.stdout
-    states = {task["type"]: task["status"] for task in dhara.json("tasks", "list")["tasks"]}
-    assert states == {"echo": "COMPLETED", "send_email": "COMPLETED", "slow_task": "COMPLETED", "always_fail": "DEAD"}
-
-
 def test_the_demo_in_json(dhara: Dhara) -> None:
     result = dhara.run("dev", "--demo", "--once", "--port", "0", "--json", timeout=90)
     answer = json.loads(result.stdout)
-    assert (result.returncode, result.stderr, answer["problem"], len(answer["tasks"])) == (0, "", None, 4)
+    assert (result.returncode, result.stderr, answer["problem"]) == (0, "", None)
+    states = {task["type"]: task["status"] for task in answer["tasks"]}
+    assert states == {"echo": "COMPLETED", "send_email": "COMPLETED", "slow_task": "COMPLETED", "always_fail": "DEAD"}
 
 
 def test_the_demo_goes_on_serving_until_it_is_told(dhara: Dhara) -> None:
     port = free_port()
     with running(dhara, "dev", "--demo", "--port", str(port)) as dev:
         assert dev.stdout is not None
+        lines = []
         for line in dev.stdout:
+            lines.append(line)
             if "Still serving" in line:
                 break
+        assert "\x1b" not in "".join(lines)
         assert get(port, "/readyz")["status"] == "ok"
         family = children(dev.pid)
         dev.send_signal(signal.SIGINT)

@@ -99,10 +99,7 @@ async def test_a_value_that_only_the_database_refuses_harms_no_other(client: Asy
     await client.enqueue("t", {}, idempotency_key="k")
     monster = msgspec.Raw(b'{"a": ' + b"9" * 140_000 + b"}")
     answers = await asyncio.gather(
-        *(
-            client.enqueue("t", monster if n == 3 else {}, idempotency_key="k" if n == 3 else None)
-            for n in range(6)
-        ),
+        *(client.enqueue("t", monster if n == 3 else {}, idempotency_key="k" if n == 3 else None) for n in range(6)),
         return_exceptions=True,
     )
     assert [n for n, answer in enumerate(answers) if isinstance(answer, Exception)] == [3]

@@ -19,11 +19,7 @@ async def test_one_key_from_many_clients_is_one_task(dsn: str, pool: Pool) -> No
     try:
         for key in ("a", "b", "c"):
             handles = await asyncio.gather(
-                *(
-                    client.enqueue("t", {"key": key}, idempotency_key=key)
-                    for client in clients
-                    for _ in range(8)
-                )
+                *(client.enqueue("t", {"key": key}, idempotency_key=key) for client in clients for _ in range(8))
             )
             assert len({handle.id for handle in handles}) == 1
             assert Counter(handle.created for handle in handles)[True] == 1
@@ -82,7 +78,10 @@ async def test_a_backend_killed_at_its_commit(dsn: str, pool: Pool) -> None:
 
 
 class Cutter:
-    """A proxy before PostgreSQL that, armed, swallows the answer to the next commit and hangs up: it is done, but nobody knows."""
+    """A proxy before PostgreSQL that, armed, swallows the answer to the next commit and hangs up.
+
+    What was asked for is done, but nobody knows.
+    """
 
     def __init__(self, dsn: str) -> None:
         self._target = urlsplit(dsn)
@@ -123,9 +122,7 @@ class Cutter:
                 await writer.drain()
         writer.close()
 
-    async def _down(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, up: asyncio.StreamWriter
-    ) -> None:
+    async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, up: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             while data := await reader.read(65_536):
                 # ReadyForQuery, idle: whatever was asked for is committed.
@@ -161,9 +158,7 @@ async def test_patience_has_an_end(dsn: str, pool: Pool) -> None:
             """CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS $$
             BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END $$"""
         )
-        await pool.execute(
-            "CREATE TRIGGER die BEFORE INSERT ON dhara.away FOR EACH STATEMENT EXECUTE FUNCTION die()"
-        )
+        await pool.execute("CREATE TRIGGER die BEFORE INSERT ON dhara.away FOR EACH STATEMENT EXECUTE FUNCTION die()")
         await pool.execute("ALTER TABLE dhara.away RENAME TO tasks")
         with pytest.raises(Unavailable):
             await client.enqueue("t")

@@ -93,6 +93,8 @@ async def test_connections_are_closed(dsn: str) -> None:
     client.enqueue("t")
     client.close()
     connection = await asyncpg.connect(dsn)
-    query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dhara client' AND datname = current_database()"
+    query = (
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dhara client' AND datname = current_database()"
+    )
     assert await connection.fetchval(query) == 0
     await connection.close()

@@ -150,9 +150,7 @@ SYNC: dict[str, Callable[[str], AbstractContextManager[Any]]] = {
 @pytest.mark.parametrize("kind", ASYNC)
 async def test_async_commit(kind: str, dsn: str, client: AsyncClient) -> None:
     async with ASYNC[kind](dsn) as connection:
-        one = await client.enqueue_tx(
-            connection, "t", {"text": "50% of :tasks é"}, queue="q", tags=["a"], delay=5
-        )
+        one = await client.enqueue_tx(connection, "t", {"text": "50% of :tasks é"}, queue="q", tags=["a"], delay=5)
         many = await client.enqueue_many_tx(connection, [{"type": "u", "payload": n} for n in range(3)])
         with pytest.raises(NotFound):
             await one.status()
@@ -168,7 +166,7 @@ async def test_async_commit(kind: str, dsn: str, client: AsyncClient) -> None:
 
 @pytest.mark.parametrize("kind", ASYNC)
 async def test_async_rollback(kind: str, dsn: str, client: AsyncClient) -> None:
-    with pytest.raises(Rollback):
+    with pytest.raises(Rollback):  # noqa: PT012
         async with ASYNC[kind](dsn) as connection:
             await client.enqueue_tx(connection, "t")
             raise Rollback
@@ -181,7 +179,7 @@ async def test_async_conflict(kind: str, dsn: str, client: AsyncClient) -> None:
     async with ASYNC[kind](dsn) as connection:
         again = await client.enqueue_tx(connection, "t", {"n": 1}, idempotency_key="it's")
         assert (again.id, again.created) == (standing.id, False)
-    with pytest.raises(IdempotencyConflict) as caught:
+    with pytest.raises(IdempotencyConflict) as caught:  # noqa: PT012
         async with ASYNC[kind](dsn) as connection:
             items: list[dict[str, Any]] = [{"type": "u"}, {"type": "t", "payload": {"n": 2}, "idempotency_key": "it's"}]
             await client.enqueue_many_tx(connection, items)
@@ -203,7 +201,7 @@ def test_sync_commit(kind: str, dsn: str, sync_client: Client) -> None:
 
 @pytest.mark.parametrize("kind", SYNC)
 def test_sync_rollback(kind: str, dsn: str, sync_client: Client) -> None:
-    with pytest.raises(Rollback), SYNC[kind](dsn) as connection:
+    with pytest.raises(Rollback), SYNC[kind](dsn) as connection:  # noqa: PT012
         sync_client.enqueue_tx(connection, "t")
         raise Rollback
     assert sync_client.list().total == 0
@@ -233,13 +231,13 @@ async def test_the_users_rows_and_the_task_share_one_fate(dsn: str, client: Asyn
 
 
 async def test_async_clients_refuse_sync_connections(dsn: str, client: AsyncClient) -> None:
-    with psycopg.connect(dsn) as connection, pytest.raises(TypeError, match="Client.enqueue_tx"):
+    with psycopg.connect(dsn) as connection, pytest.raises(TypeError, match=r"Client\.enqueue_tx"):
         await client.enqueue_tx(connection, "t")
 
 
 async def test_sync_clients_refuse_async_connections(dsn: str) -> None:
     connection = await asyncpg.connect(dsn)
-    with pytest.raises(TypeError, match="AsyncClient.enqueue_tx"):
+    with pytest.raises(TypeError, match=r"AsyncClient\.enqueue_tx"):
         Client(dsn).enqueue_tx(connection, "t")
     await connection.close()
 

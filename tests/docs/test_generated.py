@@ -27,7 +27,7 @@ def test_a_reference_page_is_current(name: str) -> None:
 def test_generated_blocks_are_current(name: str) -> None:
     text = (ROOT / name).read_text()
     assert make_docs.with_blocks(text) == text, f"{name} is stale; run `python scripts/make_docs.py`"
-    assert make_docs.diagram() in text
+    assert text.count("<!-- generated: ") == sum(make() in text for make in make_docs.BLOCKS.values()) > 0
 
 
 def test_the_schema_page_is_current(dsn: str) -> None:

@@ -13,15 +13,15 @@ _NAMED = re.compile(r"`(tests/[\w/]+\.py)::(?:(\w+)::)?(\w+)`")
 
 def _tests(path: str) -> set[str]:
     tree = ast.parse((ROOT / path).read_text())
-    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    return {
+        node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    }
 
 
 def test_every_named_test_exists() -> None:
     named = _NAMED.findall(TEXT)
     assert len(named) > 20
-    gone = [
-        f"{path}::{name}" for path, _, name in named if not (ROOT / path).is_file() or name not in _tests(path)
-    ]
+    gone = [f"{path}::{name}" for path, _, name in named if not (ROOT / path).is_file() or name not in _tests(path)]
     assert gone == []
 
 

@@ -47,7 +47,9 @@ def test_states_are_upper_case() -> None:
         f"{page.name}: {match[0]}"
         for page in pages()
         for state in State
-        for match in re.finditer(rf"(?<![\w`/-])(?:{state.capitalize()}|{state.lower()})(?= (?:task|state)\b)", _prose(page))
+        for match in re.finditer(
+            rf"(?<![\w`/-])(?:{state.capitalize()}|{state.lower()})(?= (?:task|state)\b)", _prose(page)
+        )
         if match[0].lower() not in ("dead", "running", "completed")
     ]
     assert odd == []

@@ -135,8 +135,7 @@ def test_what_others_may_see(postgres: EmbeddedPostgres) -> None:
     postgres.start()
     home = postgres.home
     modes = {
-        name: (home / name).stat().st_mode & 0o777
-        for name in ("cluster", "run", "password", "lock", "postgres.log")
+        name: (home / name).stat().st_mode & 0o777 for name in ("cluster", "run", "password", "lock", "postgres.log")
     }
     assert modes == {"cluster": 0o700, "run": 0o700, "password": 0o600, "lock": 0o600, "postgres.log": 0o600}
     assert all(entry.stat().st_mode & 0o077 == 0 for entry in (home / "run").iterdir())
@@ -197,9 +196,7 @@ def test_a_stale_lock_with_a_recycled_number_or_a_zombies(postgres: EmbeddedPost
         for kill in (False, True):
             if kill:
                 sleeper.kill()
-            lock.write_text(
-                f"{sleeper.pid}\n{lock.parent}\n1\n5432\n\n127.0.0.1\n         0         0\nready   \n"
-            )
+            lock.write_text(f"{sleeper.pid}\n{lock.parent}\n1\n5432\n\n127.0.0.1\n         0         0\nready   \n")
             owner = lock.parent.stat()
             os.chown(lock, owner.st_uid, owner.st_gid)
             postgres.start()
@@ -229,9 +226,7 @@ def test_another_major_versions_data_is_refused(postgres: EmbeddedPostgres) -> N
     kept = version.read_text()
     version.write_text("14\n")
     try:
-        with pytest.raises(
-            EmbeddedPostgresError, match=r"holds data of PostgreSQL 14.*DHARA_POSTGRES_BIN.*pg_upgrade"
-        ):
+        with pytest.raises(EmbeddedPostgresError, match=r"holds data of PostgreSQL 14.*DHARA_POSTGRES_BIN.*pg_upgrade"):
             postgres.start()
     finally:
         version.write_text(kept)
@@ -254,9 +249,7 @@ def test_a_failed_start_says_why(home: Path, binaries: Binaries) -> None:
     assert not broken.running
 
 
-def test_a_taken_port(
-    postgres: EmbeddedPostgres, binaries: Binaries, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_taken_port(postgres: EmbeddedPostgres, binaries: Binaries, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -113,7 +113,7 @@ def _misbehaving() -> Registry:
 
 
 def _all_slots_serve(runner: Runner) -> bool:
-    return all(slot.task is not None and not slot.task.done() for slot in runner.slots)
+    return all(slot.task is not None and not slot.task.done() for slot in runner.slots.slots)
 
 
 @pytest.mark.parametrize("kind", ["async", "sync"])
@@ -143,7 +143,8 @@ async def test_whatever_is_raised_fails_one_task_only(dsn: str, desk: Desk, kind
 
 async def test_what_is_kept_of_an_error(dsn: str, desk: Desk) -> None:
     async with running(dsn, _misbehaving()):
-        ids = {how: await desk.one("async", {"how": how}, max_retries=0) for how in ("group", "deep", "ansi", "base")}
+        hows = ("group", "deep", "ansi", "base", "long")
+        ids = {how: await desk.one("async", {"how": how}, max_retries=0) for how in hows}
         tasks = await desk.all_final(list(ids.values()))
         kept = {how: await desk.error(id) for how, id in ids.items()}
     assert "KeyError: 'two'" in kept["group"]["traceback"]
@@ -151,7 +152,10 @@ async def test_what_is_kept_of_an_error(dsn: str, desk: Desk) -> None:
     assert kept["base"]["class"] == "tests.worker.test_misbehaviour.Base"
     for text in (kept["ansi"]["message"], kept["ansi"]["traceback"]):
         assert not set(text) & set("\x1b\x00\x07\x9b\u2028")
-    assert len({task.fingerprint for task in tasks}) == 4
+    assert "in async_" in kept["long"]["traceback"] and "in _raise" in kept["long"]["traceback"]
+    marks = dict(zip(hows, [task.fingerprint for task in tasks], strict=True))
+    assert marks["ansi"] == marks["long"], "same class, same place"
+    assert len(set(marks.values())) == len(hows) - 1
 
 
 async def test_like_failures_share_a_fingerprint(dsn: str, desk: Desk) -> None:
@@ -412,22 +416,25 @@ async def test_a_handler_with_a_thousand_threads(dsn: str, desk: Desk) -> None:
         assert {task.status for task in await desk.all_final(ids)} == {State.COMPLETED}
 
 
-async def test_cancel_with_an_odd_reason(dsn: str, desk: Desk) -> None:
-    """What the database cannot take of one settlement harms no other of its batch."""
+async def test_odd_reasons_are_made_storable(dsn: str, desk: Desk) -> None:
     tasks = Registry()
 
     @tasks.task("end")
-    async def end(n: int) -> None:
-        if n == 5:
+    async def end(n: int, ctx: Context) -> None:
+        if n == 0:
             raise Cancel("\x00")
-        if n == 6:
+        if n == 1:
             raise Cancel(12)  # type: ignore[arg-type]
-        if n == 7:
+        if n == 2 and ctx.attempt == 1:
             raise Snooze(0, reason="\ud800")
+        if n == 3 and ctx.attempt == 1:
+            raise Retry(0, reason="\x9b")
 
-    async with running(dsn, tasks, concurrency=20):
-        ids = [await desk.one("end", {"n": n}, wake=n == 9) for n in range(10)]
-        ends = ids[:7] + ids[8:]
-        done = await desk.all_final(ends)
-    assert [task.status for task in done] == [*[State.COMPLETED] * 5, State.CANCELED, State.CANCELED, *[State.COMPLETED] * 2]
-    assert (await desk.tasks.get(ids[7])).status in (State.PENDING, State.RUNNING)
+    async with running(dsn, tasks, concurrency=5):
+        ids = [await desk.one("end", {"n": n}, wake=n == 4) for n in range(5)]
+        done = await desk.all_final(ids)
+        attempts = [await desk.attempts(id) for id in ids]
+    assert [task.status for task in done] == [*[State.CANCELED] * 2, *[State.COMPLETED] * 3]
+    assert [task.reason for task in done[:2]] == ["\\x00", "12"]
+    assert attempts[2][0].reason == "\\ud800"
+    assert done[3].last_error == "\\x9b"

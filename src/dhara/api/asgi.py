@@ -165,9 +165,7 @@ class Methods:
         route = self._methods.get(scope["method"])
         if route is None:
             allowed = self._allow.decode()
-            raise Refused(
-                "method_not_allowed", f"allowed here: {allowed}", headers=((b"allow", self._allow),)
-            )
+            raise Refused("method_not_allowed", f"allowed here: {allowed}", headers=((b"allow", self._allow),))
         request = Request(scope, receive, self._parts, query(scope["query_string"], route.query))
         await outgoing.finish(await route.endpoint(request))
 

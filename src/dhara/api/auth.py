@@ -68,9 +68,7 @@ class Auth:
                 if len(self._seen) < 100:
                     self._seen.add(hosts[0])
                 return
-        raise Refused(
-            "misdirected_host", "this server does not answer for that host; add it to DHARA_ALLOWED_HOSTS"
-        )
+        raise Refused("misdirected_host", "this server does not answer for that host; add it to DHARA_ALLOWED_HOSTS")
 
     def check_origin(self, scope: Scope) -> None:
         """Raise `Refused` where a browser says that another site sends this request (cross-site request forgery)."""

@@ -75,9 +75,7 @@ class Figures:
         if not 1 <= seconds <= 2 * RATE_WINDOW:
             return None
         enqueued, completed = totals.get(queue.name, (0, 0))
-        return round((queue.enqueued - enqueued) / seconds, 3), round(
-            (queue.completed - completed) / seconds, 3
-        )
+        return round((queue.enqueued - enqueued) / seconds, 3), round((queue.completed - completed) / seconds, 3)
 
     async def _take(self) -> Snapshot:
         async with self._pool.acquire() as connection:
@@ -96,9 +94,7 @@ class Figures:
 
 def totals(flows: Iterable[Flow]) -> dict[str, int]:
     """The life cycle's counters, by the names of their metrics."""
-    sums = dict.fromkeys(
-        ("enqueued", "completed", "attempt_failures", "retried", "dead", "canceled", "reaped"), 0
-    )
+    sums = dict.fromkeys(("enqueued", "completed", "attempt_failures", "retried", "dead", "canceled", "reaped"), 0)
     for flow in flows:
         for counter in _COUNTERS.get(flow.event, ()):
             sums[counter] += flow.n

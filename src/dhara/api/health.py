@@ -66,9 +66,7 @@ class Health:
 
 
 async def livez(request: Request) -> Reply:
-    return json_reply(
-        HealthOut(status="ok", uptime_s=request.parts.health.uptime if _trusted(request) else None)
-    )
+    return json_reply(HealthOut(status="ok", uptime_s=request.parts.health.uptime if _trusted(request) else None))
 
 
 async def readyz(request: Request) -> Reply:

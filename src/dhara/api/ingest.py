@@ -17,6 +17,7 @@ from uuid import UUID
 import asyncpg
 
 from dhara.api.problems import busy
+from dhara.domain.lifecycle import State
 from dhara.domain.task import Enqueued, NewTask
 from dhara.errors import IdempotencyConflict
 from dhara.store.coalesce import Coalescer
@@ -114,12 +115,10 @@ class Ingest:
         return [by_id[task.id] for task in batch]
 
     async def _insert_all(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
-        if not any(task.idempotency_key for task in tasks):
+        if not any(_has_key(task) for task in tasks):
             # One statement is atomic by itself, and no task of it can conflict.
             answers = await self._tasks.enqueue(tasks)
-            return [
-                _settled(answer, task, i) for i, (answer, task) in enumerate(zip(answers, tasks, strict=True))
-            ]
+            return [_settled(answer, task, i) for i, (answer, task) in enumerate(zip(answers, tasks, strict=True))]
         ordered = _in_lock_order(tasks)
         async with self._pool.acquire() as connection, connection.transaction():
             answers = await self._tasks.on(connection).enqueue(ordered)
@@ -130,13 +129,7 @@ class Ingest:
     def _wake(self, answers: Sequence[Answer]) -> None:
         if self._notifier is None:
             return
-        ready = {
-            answer.task.queue
-            for answer in answers
-            if isinstance(answer, Enqueued)
-            and answer.created
-            and answer.task.run_at <= answer.task.created_at
-        }
+        ready = {answer.task.queue for answer in answers if isinstance(answer, Enqueued) and _newly_ready(answer)}
         for queue in ready:
             self._notifier.wake(queue)
 
@@ -154,10 +147,21 @@ async def _persist(flush: Callable[[], Awaitable[T]]) -> T:
     return await flush()
 
 
+def _has_key(task: NewTask) -> bool:
+    return task.idempotency_key is not None or task.unique_key is not None
+
+
+def _newly_ready(answer: Enqueued) -> bool:
+    """Made or changed just now, and due."""
+    task = answer.task
+    changed = answer.created or task.updated_at > task.created_at
+    return changed and task.status is State.PENDING and task.run_at <= task.updated_at
+
+
 def _in_lock_order(tasks: Sequence[NewTask]) -> Sequence[NewTask]:
-    """Sorted by idempotency key, so that two flushes with the same keys wait for each other instead of deadlocking."""
-    if any(task.idempotency_key is not None for task in tasks):
-        return sorted(tasks, key=lambda task: (task.type, task.idempotency_key or ""))
+    """Sorted by keys, so that two flushes with the same ones wait for each other instead of deadlocking."""
+    if any(_has_key(task) for task in tasks):
+        return sorted(tasks, key=lambda task: (task.type, task.idempotency_key or "", task.unique_key or ""))
     return tasks
 
 

@@ -57,9 +57,7 @@ def _schemas(routes: Sequence[Route]) -> tuple[dict[Any, dict[str, Any]], dict[s
     for route in routes:
         types += [shape for shape in (route.request, *route.answers.values()) if _is_type(shape)]
     found, components = msgspec.json.schema_components(types, ref_template=_REF)
-    return dict(zip(map(_key, types), found, strict=True)), {
-        name: _tidy(schema) for name, schema in components.items()
-    }
+    return dict(zip(map(_key, types), found, strict=True)), {name: _tidy(schema) for name, schema in components.items()}
 
 
 def _is_type(shape: Any) -> bool:
@@ -125,9 +123,7 @@ def _parameters(route: Route, path: str) -> list[dict[str, Any]]:
 def _responses(route: Route, schemas: dict[Any, dict[str, Any]]) -> dict[str, Any]:
     responses: dict[str, Any] = {}
     for status, shape in route.answers.items():
-        content = (
-            {shape: {}} if isinstance(shape, str) else {"application/json": {"schema": schemas[_key(shape)]}}
-        )
+        content = {shape: {}} if isinstance(shape, str) else {"application/json": {"schema": schemas[_key(shape)]}}
         responses[str(status)] = {"description": route.summary, "content": content}
     codes: defaultdict[int, list[str]] = defaultdict(list)
     for code in route.problems:

@@ -141,8 +141,6 @@ TASKS = (
     *PAGE,
 )
 DEAD = (TYPE, QUEUE, TAG, AFTER, BEFORE, SEARCH, *PAGE)
-WAIT = (
-    Param("timeout", _seconds(0, MOST_WAIT), "seconds to wait at most", _range(0, MOST_WAIT, 30, "number")),
-)
+WAIT = (Param("timeout", _seconds(0, MOST_WAIT), "seconds to wait at most", _range(0, MOST_WAIT, 30, "number")),)
 ID_SCHEMA = _ID
 NAME_SCHEMA = _NAMED

@@ -143,13 +143,9 @@ def not_found() -> Refused:
 def _own_fault(error: BaseException, request_id: str) -> Refused:
     if isinstance(error, SchemaError | asyncpg.UndefinedTableError | asyncpg.UndefinedColumnError):
         log.error("the schema does not fit (request %s): %s", request_id, error)
-        return busy(
-            "schema_error", "the database's schema does not fit this version; run `dhara migrate up`", 5
-        )
+        return busy("schema_error", "the database's schema does not fit this version; run `dhara migrate up`", 5)
     if isinstance(error, Unavailable | ConfigError) or is_transient(error):
-        log.warning(
-            "the database is unavailable (request %s): %s: %s", request_id, type(error).__name__, error
-        )
+        log.warning("the database is unavailable (request %s): %s: %s", request_id, type(error).__name__, error)
         return busy("unavailable", "the database does not answer or takes no writes; try again")
     if isinstance(error, asyncpg.DataError) or (
         isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError)
@@ -158,9 +154,7 @@ def _own_fault(error: BaseException, request_id: str) -> Refused:
         log.error("the database refused a value (request %s): %s", request_id, error)
         return Refused("invalid_task", "a value cannot be stored by the database")
     log.error("request %s failed", request_id, exc_info=error)
-    return Refused(
-        "internal", f"something went wrong inside; the log has the details under request {request_id}"
-    )
+    return Refused("internal", f"something went wrong inside; the log has the details under request {request_id}")
 
 
 def reply(refused: Refused, request_id: str) -> Reply:
@@ -173,9 +167,7 @@ def reply(refused: Refused, request_id: str) -> Reply:
         detail=_plain(refused.detail),
         code=refused.code,
         request_id=request_id,
-        errors=[
-            FieldProblem(_plain(field)[:200], _plain(message)) for field, message in refused.errors[:100]
-        ],
+        errors=[FieldProblem(_plain(field)[:200], _plain(message)) for field, message in refused.errors[:100]],
         **refused.extra,
     )
     return Reply(status, msgspec.json.encode(problem), b"application/problem+json", tuple(refused.headers))

@@ -19,7 +19,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from dhara.api import problems
-from dhara.api.asgi import HEADER_BYTES, SECURITY_HEADERS, URL_BYTES, Api
+from dhara.api.asgi import HEADER_BYTES, SECURITY_HEADERS, URL_BYTES
 from dhara.api.problems import Refused
 from dhara.errors import ConfigError
 
@@ -84,9 +84,7 @@ class Protocol(HttpToolsProtocol):
         self._head += len(data)
         super().data_received(data)
         if not self._complete and self._head > HEADER_BYTES + URL_BYTES and not self.transport.is_closing():
-            self._refusal = (
-                "url_too_long" if not self.headers and len(self.url) > URL_BYTES else "headers_too_large"
-            )
+            self._refusal = "url_too_long" if not self.headers and len(self.url) > URL_BYTES else "headers_too_large"
             self.send_400_response("")
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -165,9 +163,10 @@ class Protocol(HttpToolsProtocol):
 class Server(uvicorn.Server):
     """uvicorn, without its signal handlers: starting and stopping are the caller's."""
 
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None], on_stopping: Callable[[], None]) -> None:
         super().__init__(config)
         self._on_started = on_started
+        self._on_stopping = on_stopping
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -177,6 +176,11 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._on_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # After uvicorn has told every connection that its next answer is its last, and before it waits for them.
+        asyncio.get_running_loop().call_soon(self._on_stopping)
+        await super().shutdown(sockets)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -194,15 +198,13 @@ def bind(host: str, port: int) -> socket.socket:
             bound.close()
             raise
     except OSError as error:
-        hint = (
-            "; another program has it, choose another DHARA_PORT" if error.errno == errno.EADDRINUSE else ""
-        )
+        hint = "; another program has it, choose another DHARA_PORT" if error.errno == errno.EADDRINUSE else ""
         raise ConfigError(f"cannot bind {host}:{port}: {error.strerror or error}{hint}") from None
     return bound
 
 
 async def serve(
-    app: Api | Any,
+    app: Any,
     *,
     host: str,
     port: int,
@@ -231,8 +233,12 @@ async def serve(
         timeout_graceful_shutdown=max(1, round(grace)),
     )
     address = bound.getsockname()
-    server = Server(config, lambda: on_started(address[0], address[1]))
-    stopper = asyncio.create_task(_stop(server, app, stop))
+    server = Server(
+        config,
+        on_started=lambda: on_started(address[0], address[1]),
+        on_stopping=getattr(app, "drain", lambda: None),
+    )
+    stopper = asyncio.create_task(_stop(server, stop))
     try:
         await server.serve([bound])
     finally:
@@ -240,9 +246,6 @@ async def serve(
         bound.close()
 
 
-async def _stop(server: Server, app: Any, stop: asyncio.Event) -> None:
+async def _stop(server: Server, stop: asyncio.Event) -> None:
     await stop.wait()
     server.should_exit = True
-    drain = getattr(app, "drain", None)
-    if drain is not None:
-        drain()

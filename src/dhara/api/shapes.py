@@ -23,10 +23,10 @@ from dhara.store.workers import RunningTask, WorkerRow
 Name = Annotated[str, Meta(pattern=f"^{limits.NAME_PATTERN}$", description=limits.NAME_HINT)]
 Key = Annotated[str, Meta(min_length=1, max_length=limits.IDEMPOTENCY_KEY_LENGTH)]
 Priority = Annotated[int, Meta(ge=limits.PRIORITY[0], le=limits.PRIORITY[1], description="Higher first.")]
-Json = Annotated[
-    Any, Meta(description=f"Any JSON, at most {limits.PAYLOAD_BYTES // 1024} KiB, kept byte for byte.")
-]
+Json = Annotated[Any, Meta(description=f"Any JSON, at most {limits.PAYLOAD_BYTES // 1024} KiB, kept byte for byte.")]
 Moment = Annotated[datetime, Meta(tz=True)]
+# These shapes only describe what validation accepts; they are never decoded into, so that absence needs no type.
+_ABSENT: Any = msgspec.UNSET
 
 
 class NewTaskIn(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -37,13 +37,13 @@ class NewTaskIn(Struct, kw_only=True, forbid_unknown_fields=True):
     queue: Name = "default"
     priority: Priority = 0
     max_retries: Annotated[int, Meta(ge=limits.MAX_RETRIES[0], le=limits.MAX_RETRIES[1])] = 5
-    run_at: Annotated[
-        datetime, Meta(tz=True, description="Not before; excludes delay. At most 365 days ahead.")
-    ] = msgspec.UNSET  # type: ignore[assignment]
+    run_at: Annotated[datetime, Meta(tz=True, description="Not before; excludes delay. At most 365 days ahead.")] = (
+        _ABSENT
+    )
     delay: Annotated[
         float, Meta(ge=limits.DELAY_SECONDS[0], le=limits.DELAY_SECONDS[1], description="Seconds from now.")
-    ] = msgspec.UNSET  # type: ignore[assignment]
-    idempotency_key: Key = msgspec.UNSET  # type: ignore[assignment]
+    ] = _ABSENT
+    idempotency_key: Key = _ABSENT
     timeout: Annotated[
         float,
         Meta(
@@ -51,22 +51,22 @@ class NewTaskIn(Struct, kw_only=True, forbid_unknown_fields=True):
             le=limits.TIMEOUT_SECONDS[1],
             description="Seconds an attempt may take.",
         ),
-    ] = msgspec.UNSET  # type: ignore[assignment]
-    expires_at: Annotated[
-        datetime, Meta(tz=True, description="If it has not started by then, it becomes DEAD.")
-    ] = msgspec.UNSET  # type: ignore[assignment]
+    ] = _ABSENT
+    expires_at: Annotated[datetime, Meta(tz=True, description="If it has not started by then, it becomes DEAD.")] = (
+        _ABSENT
+    )
     tags: Annotated[
         list[Annotated[str, Meta(min_length=1, max_length=limits.TAG_LENGTH)]], Meta(max_length=limits.TAGS)
-    ] = msgspec.UNSET  # type: ignore[assignment]
-    unique_key: Key = msgspec.UNSET  # type: ignore[assignment]
+    ] = _ABSENT
+    unique_key: Key = _ABSENT
     unique_for: Annotated[
         str | float,
         Meta(description="How long unique_key keeps others of its type out: pending, open (default), or seconds."),
-    ] = msgspec.UNSET  # type: ignore[assignment]
+    ] = _ABSENT
     on_conflict: Annotated[
         Literal["keep", "replace", "reschedule"],
         Meta(description="What becomes of the PENDING task that has the unique_key; keep (default) answers it."),
-    ] = msgspec.UNSET  # type: ignore[assignment]
+    ] = _ABSENT
     retention: Annotated[
         float,
         Meta(
@@ -74,9 +74,9 @@ class NewTaskIn(Struct, kw_only=True, forbid_unknown_fields=True):
             le=limits.RETENTION_SECONDS[1],
             description="Seconds that the task is kept once it is final.",
         ),
-    ] = msgspec.UNSET  # type: ignore[assignment]
-    concurrency_key: Key = msgspec.UNSET  # type: ignore[assignment]
-    traceparent: Annotated[str, Meta(pattern=f"^{limits.TRACEPARENT.pattern}$")] = msgspec.UNSET  # type: ignore[assignment]
+    ] = _ABSENT
+    concurrency_key: Key = _ABSENT
+    traceparent: Annotated[str, Meta(pattern=f"^{limits.TRACEPARENT.pattern}$")] = _ABSENT
 
 
 class BatchIn(Struct, forbid_unknown_fields=True):
@@ -88,10 +88,10 @@ class BatchIn(Struct, forbid_unknown_fields=True):
 class RetryIn(Struct, kw_only=True, forbid_unknown_fields=True):
     """What to change of a DEAD task that is revived."""
 
-    queue: Name = msgspec.UNSET  # type: ignore[assignment]
-    priority: Priority = msgspec.UNSET  # type: ignore[assignment]
-    payload: Json = msgspec.UNSET
-    run_at: Moment = msgspec.UNSET  # type: ignore[assignment]
+    queue: Name = _ABSENT
+    priority: Priority = _ABSENT
+    payload: Json = _ABSENT
+    run_at: Moment = _ABSENT
 
 
 class TaskRow(Struct, kw_only=True, omit_defaults=True, frozen=True):
@@ -322,9 +322,7 @@ def task_row(task: Task) -> TaskRow:
 
 
 def task_out(task: Task) -> TaskOut:
-    return TaskOut(
-        **_shown(task), payload=raw(task.payload), result=raw(task.result), progress=raw(task.progress)
-    )
+    return TaskOut(**_shown(task), payload=raw(task.payload), result=raw(task.result), progress=raw(task.progress))
 
 
 def batched_out(task: Task, created: bool) -> BatchedOut:
@@ -368,7 +366,5 @@ def queue_out(queue: Queue, rates: tuple[float, float] | None) -> QueueOut:
 
 def worker_out(worker: WorkerRow, running: list[RunningTask]) -> WorkerOut:
     values = {field: getattr(worker, field) for field in WorkerOut.__struct_fields__ if field != "tasks"}
-    tasks = [
-        RunningOut(r.id, r.type, r.queue, r.attempt, r.started_at) for r in running if r.worker == worker.id
-    ]
+    tasks = [RunningOut(r.id, r.type, r.queue, r.attempt, r.started_at) for r in running if r.worker == worker.id]
     return WorkerOut(**values | {"queues": raw(worker.queues)}, tasks=tasks)

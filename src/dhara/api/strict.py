@@ -42,9 +42,7 @@ def parse(body: bytes, levels: int = limits.JSON_DEPTH) -> Any:
     try:
         value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        raise _invalid(
-            f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-        ) from None
+        raise _invalid(f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
     except RecursionError:
         raise _too_deep(levels) from None
     except ValueError:
@@ -98,9 +96,7 @@ def _depth(text: str) -> int:
 def _refuse_unstorable(value: Any) -> None:
     for path, text in _strings(value):
         if problem := text_problem(text):
-            raise Refused(
-                "invalid_string", f"a text of the body {problem}", errors=((path or "body", problem),)
-            )
+            raise Refused("invalid_string", f"a text of the body {problem}", errors=((path or "body", problem),))
 
 
 def _strings(value: Any) -> Iterator[tuple[str, str]]:

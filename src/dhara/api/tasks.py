@@ -55,9 +55,7 @@ async def page(request: Request, wanted: Filter) -> Reply:
     offset = request.query.get("offset", 0)
     cursor = request.query.get("cursor")
     if cursor is not None and "offset" in request.query:
-        raise Refused(
-            "invalid_query", "give offset or cursor, not both", errors=(("cursor", "excludes offset"),)
-        )
+        raise Refused("invalid_query", "give offset or cursor, not both", errors=(("cursor", "excludes offset"),))
     cursors = request.parts.cursors
     after = await cursors.read(wanted, cursor) if cursor is not None else None
     found = await request.parts.search.page(wanted, limit=limit, offset=offset, after=after)

@@ -49,9 +49,7 @@ class Waiters:
         if self._closed or seconds <= 0:
             return
         if self._count >= self._most:
-            raise busy(
-                "overloaded", f"{self._most:,} callers wait already; try again, or ask for the task itself"
-            )
+            raise busy("overloaded", f"{self._most:,} callers wait already; try again, or ask for the task itself")
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(id, set()).add(future)
         self._count += 1

@@ -108,9 +108,7 @@ def check_media(request: Request) -> None:
 
 def _is_json(media: bytes) -> bool:
     kind, *parameters = (part.strip().lower() for part in media.split(b";"))
-    return kind == b"application/json" and all(
-        p in (b"", b"charset=utf-8", b'charset="utf-8"') for p in parameters
-    )
+    return kind == b"application/json" and all(p in (b"", b"charset=utf-8", b'charset="utf-8"') for p in parameters)
 
 
 async def created_task(request: Request) -> NewTask:
@@ -223,9 +221,7 @@ def query(raw: bytes, known: tuple[Param, ...]) -> dict[str, Any]:
     if not raw:
         return {}
     try:
-        pairs = parse_qsl(
-            raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=QUERY_FIELDS
-        )
+        pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=QUERY_FIELDS)
     except ValueError:
         raise Refused("invalid_query", "the query is not UTF-8, or has too many parameters") from None
     by_name = {param.name: param for param in known}

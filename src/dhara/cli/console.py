@@ -67,12 +67,7 @@ class Console:
 
 def is_terminal(stream: IO[Any] | None) -> bool:
     """Whether `stream` is a terminal that may be coloured."""
-    return (
-        stream is not None
-        and stream.isatty()
-        and "NO_COLOR" not in os.environ
-        and os.environ.get("TERM") != "dumb"
-    )
+    return stream is not None and stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
 
 def complain(line: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -69,10 +68,18 @@ def dev(
     if demo and module != "dhara.demo":
         raise click.UsageError("--demo shows the tasks of dhara.demo; leave MODULE out")
     settings = _settings(console, port, demo)
-    slots = concurrency or (None if "DHARA_WORKER_COUNT" in os.environ else SLOTS)
+    any_port = port is None and "DHARA_PORT" not in os.environ and settings.port == _usual("port")
+    slots = concurrency or (SLOTS if settings.worker_count == _usual("worker_count") else None)
     beside = worker_arguments(console, module, queues, slots, processes)
     with _database(console, settings, data, demo) as database:
-        return _serve(console, database, beside, demo=demo, once=once)
+        guide = Guide(console, database, module)
+        return _serve(guide, database.settings, beside, any_port=any_port, demo=demo, once=once)
+
+
+def _usual(name: str) -> object:
+    from dhara.settings import BY_NAME
+
+    return BY_NAME[name].default
 
 
 def _settings(console: Console, port: int | None, demo: bool) -> Settings:
@@ -82,20 +89,7 @@ def _settings(console: Console, port: int | None, demo: bool) -> Settings:
     if "DHARA_LOG_LEVEL" not in os.environ and found.log_level == "info":
         # What the demo shows in its table would be said twice.
         found = replace(found, log_level="error" if demo else "warning")
-    if port is None and "DHARA_PORT" not in os.environ and not _is_free(found.host, found.port):
-        console.say(f"port {found.port} is taken; using a free one")
-        found = replace(found, port=0)
     return found
-
-
-def _is_free(host: str, port: int) -> bool:
-    try:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-    except OSError:
-        return False
-    return True
 
 
 class _Database(NamedTuple):
@@ -127,35 +121,32 @@ def _database(console: Console, settings: Settings, data: Path | None, demo: boo
         url = postgres.start()
         kept = folder == postgres.data_dir and not (given is None and demo)
         where = f"data in {folder}" if kept else "data thrown away afterwards"
-        yield _Database(
-            replace(settings, database_url=url), f"PostgreSQL {binaries.version}, embedded, {where}"
-        )
+        yield _Database(replace(settings, database_url=url), f"PostgreSQL {binaries.version}, embedded, {where}")
 
 
-def _serve(console: Console, database: _Database, beside: list[str], *, demo: bool, once: bool) -> int:
+def _serve(guide: Guide, settings: Settings, beside: list[str], *, any_port: bool, demo: bool, once: bool) -> int:
     from dhara.app import App, check_exposure, run, until_told
     from dhara.telemetry.log import configure
 
-    settings = database.settings
     check_exposure(settings)
     configure(settings.log_level, settings.log_format)
     environ = os.environ | {
         "DHARA_DATABASE_URL": settings.database_url,
         "DHARA_LOG_LEVEL": settings.log_level,
     }
-    guide = Guide(console, database, beside[0])
 
     async def main() -> int:
         app = App(
             settings,
             worker=beside,
             environ=environ,
+            any_port=any_port,
             on_started=lambda host, port: guide.greet(url(host, port), demo),
         )
         return await until_told(lambda: _live(guide, app, demo=demo, once=once), app.stop)
 
     code = run(main)
-    console.say("stopped")
+    guide.console.say("stopped")
     return code
 
 
@@ -215,6 +206,8 @@ class Guide:
             ("database", self._database.embedded or redact(self._database.settings.database_url)),
         ]
         self.console.print(pairs(lines, fancy=self.console.fancy) + "\n")
+        if (wanted := self._database.settings.port) and not address.endswith(f":{wanted}"):
+            self.console.say(f"port {wanted} is taken; this is a free one")
         if not demo:
             self._say_usual()
             self.console.print("Ctrl-C stops everything.")
@@ -247,16 +240,12 @@ class Guide:
 
     def _say_usual(self) -> None:
         body = (
-            '{"type": "slow_task", "payload": {"seconds": 10}}'
-            if self._module == "dhara.demo"
-            else '{"type": "..."}'
+            '{"type": "slow_task", "payload": {"seconds": 10}}' if self._module == "dhara.demo" else '{"type": "..."}'
         )
         post = f"curl -s {self._address}/api/v1/tasks -H 'content-type: application/json' -d '{body}'"
         self._hint("enqueue a task", post)
         # The embedded server's password is nobody's secret but this machine's; another's is not repeated.
-        export = (
-            f"DHARA_DATABASE_URL='{self._database.settings.database_url}' " if self._database.embedded else ""
-        )
+        export = f"DHARA_DATABASE_URL='{self._database.settings.database_url}' " if self._database.embedded else ""
         self._hint("look at all tasks", f"{export}dhara tasks list")
 
     def _hint(self, about: str, command: str) -> None:

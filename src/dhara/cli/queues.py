@@ -117,9 +117,7 @@ def workers(console: Console) -> None:
         for w in found
     ]
     head = ("WORKER", "STATE", "HOST:PID", "RUNNING", "BEAT AGE", "STARTED", "TYPES")
-    console.print(
-        table(head, rows, fancy=console.fancy) if rows else "no worker; start one with `dhara worker MODULE`"
-    )
+    console.print(table(head, rows, fancy=console.fancy) if rows else "no worker; start one with `dhara worker MODULE`")
 
 
 def _on_queues(console: Console, work: Any, wake: str | None = None) -> Any:

@@ -14,9 +14,7 @@ class Slots(click.ParamType[tuple[str, int | None]]):
 
     name = "queue[=slots]"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, int | None]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int | None]:
         from dhara.domain import limits
 
         name, given, slots = value.partition("=")
@@ -32,12 +30,8 @@ class Slots(click.ParamType[tuple[str, int | None]]):
 def worker_options(command: Any) -> Any:
     """The options that a worker takes, wherever it is started."""
     for option in (
-        click.option(
-            "--processes", type=click.IntRange(1, 64), help="Worker processes (DHARA_PROCESSES, 1)."
-        ),
-        click.option(
-            "--concurrency", type=click.IntRange(1, 10_000), help="Slots of each (DHARA_WORKER_COUNT, 100)."
-        ),
+        click.option("--processes", type=click.IntRange(1, 64), help="Worker processes (DHARA_PROCESSES, 1)."),
+        click.option("--concurrency", type=click.IntRange(1, 10_000), help="Slots of each (DHARA_WORKER_COUNT, 100)."),
         click.option(
             "--queue",
             "queues",
@@ -110,12 +104,8 @@ def worker(
 )
 @click.argument("module", metavar="[MODULE[:REGISTRY]]", default="dhara.demo")
 @click.option("--host", help="The address to bind (DHARA_HOST, 127.0.0.1).")
-@click.option(
-    "--port", type=click.IntRange(0, 65_535), help="The port; 0 takes a free one (DHARA_PORT, 8080)."
-)
-@click.option(
-    "--no-worker", is_flag=True, help="Only the API and maintenance, no worker processes beside them."
-)
+@click.option("--port", type=click.IntRange(0, 65_535), help="The port; 0 takes a free one (DHARA_PORT, 8080).")
+@click.option("--no-worker", is_flag=True, help="Only the API and maintenance, no worker processes beside them.")
 @click.option("--i-know-this-is-open", is_flag=True, help="Serve other machines without API keys.")
 @worker_options
 @click.pass_obj

@@ -34,6 +34,15 @@ class Span(click.ParamType[float]):
             self.fail(f"{value!r} is not {error}", param, ctx)
 
 
+class Scope(click.ParamType[str | float]):
+    """How long a unique key holds."""
+
+    name = "pending|open|duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | float:
+        return value if value in ("pending", "open") else Span().convert(value, param, ctx)
+
+
 class Moment(click.ParamType[datetime]):
     """A time by RFC 3339 with its zone."""
 
@@ -83,8 +92,13 @@ def json_text(text: str) -> Any:
 @click.option("--run-at", type=Moment(), help="Not before this time: 2026-01-31T12:00:00Z.")
 @click.option("--expires-at", type=Moment(), help="DEAD if it has not started by this time.")
 @click.option("--timeout", type=Span(), help="How long an attempt may take: 30s, 5m.")
+@click.option("--idempotency-key", help="Same type and key, same task: a second enqueue finds the first one's.")
+@click.option("--unique-key", help="Of its type, no other task with this key beside it.")
+@click.option("--unique-for", type=Scope(), help="pending, open (until it is final), or a duration (open).")
 @click.option(
-    "--idempotency-key", help="Same type and key, same task: a second enqueue finds the first one's."
+    "--on-conflict",
+    type=click.Choice(["keep", "replace", "reschedule"]),
+    help="What becomes of the PENDING task with that key (keep).",
 )
 @click.option("--concurrency-key", help="Tasks with the same key share a limit.")
 @click.option("--tag", "tags", multiple=True, help="A tag; repeatable.")
@@ -110,9 +124,7 @@ def enqueue(
 
     async def work(client: AsyncClient) -> tuple[Task, bool]:
         handle = await client.enqueue(type, value, tags=tags or None, **options)
-        return (
-            await client.wait(handle.id, wait_timeout) if wait else await client.get(handle.id)
-        ), handle.created
+        return (await client.wait(handle.id, wait_timeout) if wait else await client.get(handle.id)), handle.created
 
     task, created = with_client(console, work)
     if console.json:
@@ -120,9 +132,7 @@ def enqueue(
     elif wait:
         _show(console, task)
     elif console.fancy:
-        console.print(
-            f"{task.id}  {'enqueued' if created else 'stood already'}: {task.type} in queue {task.queue}"
-        )
+        console.print(f"{task.id}  {'enqueued' if created else 'stood already'}: {task.type} in queue {task.queue}")
     else:
         console.print(str(task.id))
     return _code(task) if wait else 0
@@ -213,13 +223,9 @@ def get(console: Console, id: str) -> None:
     _answer(console, lambda client: client.get(id))
 
 
-@tasks.command(
-    "cancel", examples="dhara tasks cancel 01890a5d-ac96-774b-bcce-b302099a8057 --reason 'sent by hand'"
-)
+@tasks.command("cancel", examples="dhara tasks cancel 01890a5d-ac96-774b-bcce-b302099a8057 --reason 'sent by hand'")
 @click.argument("id")
-@click.option(
-    "--reason", default="canceled by an operator", show_default=True, help="Kept in the task's history."
-)
+@click.option("--reason", default="canceled by an operator", show_default=True, help="Kept in the task's history.")
 @click.pass_obj
 def cancel(console: Console, id: str, reason: str) -> None:
     """Cancel a PENDING task, ask a RUNNING one to stop."""

@@ -131,9 +131,7 @@ class AsyncClient:
         rows = await tx.enqueue_async(connection, [build(call, payload, options)], self.schema)
         return Handle(self, *rows[0])
 
-    async def enqueue_many_tx(
-        self, connection: Any, items: Iterable[Item], **options: Unpack[Options]
-    ) -> list[Handle]:
+    async def enqueue_many_tx(self, connection: Any, items: Iterable[Item], **options: Unpack[Options]) -> list[Handle]:
         """As `enqueue_tx`, for many, in one statement."""
         rows = await tx.enqueue_async(connection, build_many(items, options), self.schema)
         return [Handle(self, *row) for row in rows]

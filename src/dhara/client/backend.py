@@ -188,9 +188,7 @@ def translation(error: BaseException) -> SchemaError | Unavailable | ConfigError
             f"the database lacks dhara's schema or has another version of it: {text}; run `dhara migrate up`"
         )
     if isinstance(error, asyncpg.InsufficientPrivilegeError):
-        return ConfigError(
-            f"this database user may not do that: {text}; grant it the right, or use another login"
-        )
+        return ConfigError(f"this database user may not do that: {text}; grant it the right, or use another login")
     if is_transient(error):
         return unavailable(error)
     return None

@@ -59,14 +59,10 @@ def build(what: object, payload: Any, options: Mapping[str, Any]) -> NewTask:
 def _payload(value: Any) -> str:
     """JSON text of a payload; a `msgspec.Raw` is JSON text already and stays byte for byte what it is."""
     if not isinstance(value, msgspec.Raw):
-        return validate.encode_json(
-            {} if value is None else value, what="payload", most_bytes=limits.PAYLOAD_BYTES
-        )
+        return validate.encode_json({} if value is None else value, what="payload", most_bytes=limits.PAYLOAD_BYTES)
     raw = bytes(value)
     if len(raw) > limits.PAYLOAD_BYTES:
-        raise InvalidTask(
-            [("payload", f"is larger than {limits.PAYLOAD_BYTES // 1024} KiB")], "payload_too_large"
-        )
+        raise InvalidTask([("payload", f"is larger than {limits.PAYLOAD_BYTES // 1024} KiB")], "payload_too_large")
     try:
         decoded = msgspec.json.decode(raw)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:

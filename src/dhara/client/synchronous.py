@@ -154,13 +154,9 @@ class Client:
         rows = tx.enqueue(connection, [build(call, payload, options)], self.schema)
         return SyncHandle(self, *rows[0])
 
-    def enqueue_many_tx(
-        self, connection: Any, items: Iterable[Item], **options: Unpack[Options]
-    ) -> list[SyncHandle]:
+    def enqueue_many_tx(self, connection: Any, items: Iterable[Item], **options: Unpack[Options]) -> list[SyncHandle]:
         """As `enqueue_tx`, for many, in one statement."""
-        return [
-            SyncHandle(self, *row) for row in tx.enqueue(connection, build_many(items, options), self.schema)
-        ]
+        return [SyncHandle(self, *row) for row in tx.enqueue(connection, build_many(items, options), self.schema)]
 
     def handle(self, id: UUID | str) -> SyncHandle:
         """A handle of a task by its id."""

@@ -45,13 +45,9 @@ def _explain(error: Exception, new: Sequence[NewTask]) -> NoReturn:
     text = " ".join(str(error).split())
     if state == "23505" and (found := _UUID.search(text)) and "another payload" in text:
         standing = UUID(found[0])
-        culprit = [
-            i for i, task in enumerate(new) if task.idempotency_key and f"'{task.idempotency_key}'" in text
-        ]
+        culprit = [i for i, task in enumerate(new) if task.idempotency_key and f"'{task.idempotency_key}'" in text]
         index = culprit[0] if culprit else 0
-        raise IdempotencyConflict(
-            standing, new[index].idempotency_key, index if len(new) > 1 else None
-        ) from error
+        raise IdempotencyConflict(standing, new[index].idempotency_key, index if len(new) > 1 else None) from error
     if state == "22023" and (refused := re.search(r"dhara: (\w+): ([^\[(]+)", text)):
         raise InvalidTask([(refused[1], refused[2].strip())]) from error
     if state in ("42883", "3F000"):

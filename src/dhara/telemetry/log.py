@@ -25,9 +25,7 @@ worker_id: ContextVar[UUID | str | None] = ContextVar("worker_id", default=None)
 
 _CONTEXT: tuple[ContextVar[Any], ...] = (request_id, task_id, attempt, worker_id)
 # C0, DEL, C1, line and paragraph separators, marks that change the direction of text, and halves of pairs.
-_CONTROL = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
-)
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 _NOISY = ("asyncio", "uvicorn.error", "uvicorn.access")
 
 
@@ -70,6 +68,7 @@ def formatter(format: str) -> logging.Formatter:
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),
+        _without_twins,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
         structlog.processors.format_exc_info,
     ]
@@ -85,6 +84,13 @@ def _add_context(logger: Any, method: str, event: EventDict) -> EventDict:
         value = variable.get()
         if value is not None:
             event.setdefault(variable.name, str(value) if isinstance(value, UUID) else value)
+    return event
+
+
+def _without_twins(logger: Any, method: str, event: EventDict) -> EventDict:
+    # Other handlers of a record leave their own renderings of its text in it.
+    for name in ("message", "asctime", "color_message"):
+        event.pop(name, None)
     return event
 
 
@@ -105,8 +111,4 @@ def _as_text(logger: Any, method: str, event: EventDict) -> str:
 
 
 def _quoted(text: str) -> str:
-    return (
-        '"' + text.replace('"', '\\"') + '"'
-        if not text or " " in text or '"' in text or "=" in text
-        else text
-    )
+    return '"' + text.replace('"', '\\"') + '"' if not text or " " in text or '"' in text or "=" in text else text

@@ -53,17 +53,13 @@ class Metric(Struct, frozen=True):
 TABLE: tuple[Metric, ...] = (
     Metric("tasks_enqueued_total", "counter", "Tasks enqueued."),
     Metric("tasks_completed_total", "counter", "Tasks that became COMPLETED."),
-    Metric(
-        "tasks_attempt_failures_total", "counter", "Attempts that failed: retried, dead-lettered or reaped."
-    ),
+    Metric("tasks_attempt_failures_total", "counter", "Attempts that failed: retried, dead-lettered or reaped."),
     Metric("tasks_retried_total", "counter", "Failed attempts that are followed by another one."),
     Metric("tasks_dead_total", "counter", "Tasks that became DEAD."),
     Metric("tasks_canceled_total", "counter", "Tasks that became CANCELED."),
     Metric("tasks_reaped_total", "counter", "Tasks taken back from lost or crashed workers."),
     Metric("tasks_by_status", "gauge", "Tasks in each state now.", ("status",)),
-    Metric(
-        "tasks_pending_breakdown", "gauge", "PENDING tasks that are ready, and that are delayed.", ("status",)
-    ),
+    Metric("tasks_pending_breakdown", "gauge", "PENDING tasks that are ready, and that are delayed.", ("status",)),
     Metric("workers_total", "gauge", "Live workers."),
     Metric("workers_inflight", "gauge", "Tasks that live workers were running at their last beat."),
     Metric("dhara_worker_slots", "gauge", "Slots of all live workers."),
@@ -83,9 +79,7 @@ TABLE: tuple[Metric, ...] = (
         "From being due to the start of an attempt.",
         ("queue", "type"),
     ),
-    Metric(
-        "dhara_task_run_seconds", "histogram", "From the start to the end of an attempt.", ("queue", "type")
-    ),
+    Metric("dhara_task_run_seconds", "histogram", "From the start to the end of an attempt.", ("queue", "type")),
     Metric("dhara_database_up", "gauge", "1 if the database answered this scrape."),
     Metric(
         "dhara_http_requests_total",
@@ -174,9 +168,7 @@ class Traffic:
         self.totals[timed] += seconds
 
     def families(self) -> Iterable[Family]:
-        requests = (
-            Sample((method, route, str(status)), n) for (method, route, status), n in self.requests.items()
-        )
+        requests = (Sample((method, route, str(status)), n) for (method, route, status), n in self.requests.items())
         times = (Timing(key, self.totals[key], buckets, HTTP_BUCKETS) for key, buckets in self.times.items())
         return (family("dhara_http_requests_total", *requests), family("dhara_http_request_seconds", *times))
 

@@ -30,10 +30,7 @@ def render(families: Iterable[Family]) -> str:
 
 
 def _lines(metric: Metric, series: Sample | Timing) -> Iterator[str]:
-    labels = [
-        f'{name}="{value.translate(_LABEL)}"'
-        for name, value in zip(metric.labels, series.labels, strict=True)
-    ]
+    labels = [f'{name}="{value.translate(_LABEL)}"' for name, value in zip(metric.labels, series.labels, strict=True)]
     if isinstance(series, Sample):
         yield f"{metric.name}{_braces(labels)} {_number(series.value)}"
         return

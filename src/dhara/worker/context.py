@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator
@@ -18,6 +19,8 @@ from dhara.domain.task import Claim
 from dhara.worker.transaction import Transaction
 
 Line = dict[str, str]
+# C0 but for tab and newline, DEL, C1, line and paragraph separators, marks that change the direction of text.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
 
 
 class AttemptLog:
@@ -198,5 +201,5 @@ class Context:
 def storable(text: str, length: int) -> str:
     """`text` as PostgreSQL and people can take it: bounded, no NUL, no lone surrogates, control characters escaped."""
     text = text[: length + 1].encode("utf-8", "backslashreplace").decode()
-    text = "".join(c if c >= " " or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+    text = _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
     return text if len(text) <= length else text[: length - 1] + "…"

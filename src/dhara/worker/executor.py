@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 from collections.abc import Callable
 from concurrent.futures import Executor as Threads
 from contextlib import ExitStack
@@ -27,7 +28,7 @@ from dhara.domain.outcome import (
 )
 from dhara.domain.task import EMPTY_PAYLOAD, Claim
 from dhara.errors import InvalidTask, LeaseLost
-from dhara.worker.context import Context
+from dhara.worker.context import Context, storable
 from dhara.worker.failure import failed
 from dhara.worker.registry import Handler, Registry
 from dhara.worker.slot import Slot, Stop
@@ -50,13 +51,17 @@ class Executor:
         arguments = self._arguments(handler, claim, slot)
         if isinstance(arguments, Failed):
             return arguments
+        mine = os.getpid()
         try:
             value = await self._run(handler, arguments, slot)
         except asyncio.CancelledError as error:
+            _refuse_copies(mine)
             return _settled(slot) or interrupted(slot, claim, error)
         except BaseException as error:
             # Also SystemExit and KeyboardInterrupt: a handler must not end its worker.
-            return _settled(slot) or _raised(handler, claim, error, slot)
+            _refuse_copies(mine)
+            return _settled(slot) or _wish(handler, claim, error, slot)
+        _refuse_copies(mine)
         return _settled(slot) or (_NULL if value is None else _result(claim, value))
 
     def _arguments(self, handler: Handler[..., Any], claim: Claim, slot: Slot) -> dict[str, Any] | Failed:
@@ -121,10 +126,19 @@ def _wrapped(middleware: Any, context: Any, proceed: Callable[[], Any]) -> Calla
 
 def _contained(run: Callable[..., Any], call: Callable[[], Any]) -> tuple[bool, Any]:
     """In the thread: exceptions as values, since a future refuses StopIteration and a pool must survive SystemExit."""
+    mine = os.getpid()
     try:
         return True, run(call)
     except BaseException as error:
         return False, RuntimeError(f"handler raised {error!r}") if isinstance(error, StopIteration) else error
+    finally:
+        _refuse_copies(mine)
+
+
+def _refuse_copies(mine: int) -> None:
+    """A handler that forks comes back twice. The copy ends here: it shares our connections, and is no worker."""
+    if os.getpid() != mine:
+        os._exit(0)
 
 
 def _settled(slot: Slot) -> Settled | None:
@@ -150,29 +164,50 @@ def interrupted(slot: Slot, claim: Claim, error: asyncio.CancelledError) -> Outc
             return failed(claim.type, error)
 
 
+def _wish(handler: Handler[..., Any], claim: Claim, error: BaseException, slot: Slot) -> Outcome:
+    """What the exception asks for; where that makes no sense, a failure that says so."""
+    try:
+        return _raised(handler, claim, error, slot)
+    except Exception as senseless:
+        return failed(claim.type, senseless, policy=handler.options.policy(senseless))
+
+
 def _raised(handler: Handler[..., Any], claim: Claim, error: BaseException, slot: Slot) -> Outcome:
     match error:
         case Retry():
-            return Failed(str(error), retry_after=error.after, policy=handler.options.own_retry)
+            after = None if error.after is None else _seconds("Retry", error.after)
+            return Failed(_text(error), retry_after=after, policy=handler.options.own_retry)
         case Snooze():
-            return Snoozed(max(0.0, error.seconds), error.reason)
+            return Snoozed(_seconds("Snooze", error.seconds), None if error.reason is None else _text(error.reason))
         case Cancel():
             if slot.stop in (Stop.DRAIN, Stop.EXCLUSIVE):
                 return Released("the worker stopped; the handler heeded it")
             if slot.stop is Stop.TIMEOUT:
                 return Failed(f"timed out after {slot.allowed:g} s", fingerprint=f"timeout:{claim.type}")
-            return Canceled(error.reason)
+            return Canceled(_text(error.reason))
         case DeadLetter():
-            return Failed(error.reason, permanent=True, reason=error.reason[:200] or "permanent")
+            return Failed(_text(error.reason), permanent=True, reason=_text(error.reason, 200) or "permanent")
         case LeaseLost():
             return Released(str(error))
         case _:
             return failed(claim.type, error, policy=handler.options.policy(error))
 
 
+def _seconds(what: str, value: object) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    raise TypeError(f"{what} takes seconds, a number, not {type(value).__name__}")
+
+
+def _text(value: object, length: int = limits.LAST_ERROR_LENGTH) -> str:
+    return storable(str(value), length)
+
+
 def _result(claim: Claim, value: Any) -> Outcome:
     try:
         return Done(validate.encode_json(value, what="result", most_bytes=limits.RESULT_BYTES))
-    except InvalidTask as problem:
+    except Exception as error:
+        # Not only InvalidTask: a lazy mapping, for one, may raise anything as it is read.
+        problem = error if isinstance(error, InvalidTask) else f"{type(error).__name__} as it was read"
         text = f"the handler's result cannot be stored: {problem}; return JSON-able data, or None"
         return Failed(text, permanent=True, reason="invalid_result", fingerprint=f"invalid_result:{claim.type}")

@@ -17,6 +17,8 @@ from dhara.worker.context import storable
 
 _NUMBERS = re.compile(r"0x[0-9a-f]+|\d+")
 _FRAMES = 3
+_CLASS_LENGTH = 200
+_LINE = 500
 
 
 def failed(
@@ -27,7 +29,7 @@ def failed(
     details = {
         "class": _class(error),
         "message": _text(error),
-        "traceback": storable(redact(_traceback(error)), limits.ERROR_BYTES // 2),
+        "traceback": _traceback(error),
     }
     return Failed(
         storable(message, limits.LAST_ERROR_LENGTH),
@@ -47,7 +49,8 @@ def fingerprint(type: str, error: BaseException) -> str:
 
 def _class(error: BaseException) -> str:
     kind = type(error)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return storable(name, _CLASS_LENGTH)
 
 
 def _text(error: BaseException) -> str:
@@ -59,8 +62,11 @@ def _text(error: BaseException) -> str:
 
 
 def _traceback(error: BaseException) -> str:
+    """Its last part, which says where; long lines are cut, so that a long message does not push the frames out."""
+    length = limits.ERROR_BYTES // 2
     try:
         lines = traceback.format_exception(type(error), error, error.__traceback__, limit=-20)
-        return "".join(lines)[-limits.ERROR_BYTES :]
+        text = redact("".join(line if len(line) <= _LINE else line[:_LINE] + "…\n" for line in lines))
+        return storable(text[-length // 2 :] if len(text) > length else text, length)
     except BaseException as broken:
         return f"(no traceback: {type(broken).__name__})"

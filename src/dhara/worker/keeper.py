@@ -89,7 +89,8 @@ class Keeper:
 
     async def run(self, lines: asyncio.StreamReader) -> None:
         """Until told to leave, or until the parent is gone and what it left is cleaned up."""
-        await self._connect()
+        if not await self._connect(lines):
+            return
         await self._beat.start()
         await self._watch.start()
         await self._maintenance.start()
@@ -99,16 +100,18 @@ class Keeper:
         finally:
             await self._stop()
 
-    async def _connect(self) -> None:
+    async def _connect(self, lines: asyncio.StreamReader) -> bool:
+        """False if the parent is gone before the database has come."""
         pause = 0.2
-        while True:
+        while not lines.at_eof():
             try:
                 await self._pool.open()
-                return
+                return True
             except Exception as error:
                 log.warning("the keeper has no database, trying again: %s", error)
                 await asyncio.sleep(pause)
                 pause = min(2.0, pause * 2)
+        return False
 
     async def _stop(self) -> None:
         if self._reaping:
@@ -194,14 +197,15 @@ class Keeper:
         if culprits:
             reason = "deadline passed and the handler did not stop; its process was killed"
         reaped: list[Reaped] = []
-        for _ in range(_REAP_TRIES):
+        for attempt in range(_REAP_TRIES):
             try:
                 while more := await self._take_back(worker, reason, culprits):
                     reaped += more
                 await self._workers.stop(worker, "lost")
                 break
             except Exception as error:
-                log.warning("taking back the tasks of %s failed, trying again: %s", worker, error)
+                level = logging.WARNING if attempt == 0 else logging.DEBUG
+                log.log(level, "taking back the tasks of %s failed, trying again: %s", worker, error)
                 await asyncio.sleep(0.5)
         log.warning("worker %s died (%s): %d tasks taken back", worker, how, len(reaped))
         # A claim of the dead may still have been on its way to the database; it is taken back the same way.

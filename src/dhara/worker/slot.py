@@ -23,7 +23,6 @@ class Slot:
     """One long-lived coroutine's place. `deadline` is on the monotonic clock."""
 
     __slots__ = (
-        "_sent",
         "allowed",
         "claim",
         "context",
@@ -49,7 +48,6 @@ class Slot:
         self.exclusive = False
         self.stop: Stop | None = None
         self.stop_at = 0.0
-        self._sent = 0
 
     def begin(
         self,
@@ -68,7 +66,6 @@ class Slot:
         self.interruptible = interruptible
         self.exclusive = exclusive
         self.stop = None
-        self._sent = 0
 
     def interrupt(self, why: Stop, now: float) -> None:
         """Tell the attempt to stop: its context says so, and an `async` handler gets a CancelledError."""
@@ -79,22 +76,23 @@ class Slot:
         if self.context is not None:
             self.context._cancel.set()
         if self.interruptible and self.task is not None:
-            self._sent += 1
             self.task.cancel()
 
     def heeded(self) -> None:
-        """The attempt ended by a CancelledError: take the requests back, so that the slot itself lives on."""
+        """The attempt ended by a CancelledError: take the requests back, so that the slot itself lives on.
+
+        All of them, also the handler's own: one that is left over would break the next attempt's time-outs and groups.
+        """
         if self.stop is Stop.EXIT or self.task is None:
             return
-        while self._sent:
+        while self.task.cancelling():
             self.task.uncancel()
-            self._sent -= 1
 
     async def end(self) -> None:
         """The attempt is over. A request that came as it ended is swallowed here, not by the next attempt."""
         self.claim = None
         self.context = None
-        if self._sent:
+        if self.task is not None and self.task.cancelling():
             try:
                 await asyncio.sleep(0)
             except asyncio.CancelledError:

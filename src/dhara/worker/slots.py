@@ -25,6 +25,7 @@ from dhara.telemetry import log as logs
 from dhara.worker.board import Board
 from dhara.worker.context import Context
 from dhara.worker.executor import Executor, interrupted
+from dhara.worker.failure import failed
 from dhara.worker.lanes import ALL_QUEUES
 from dhara.worker.nursery import Nursery
 from dhara.worker.observed import Observations
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 _AHEAD_SECONDS = 0.05
 _AHEAD_MOST = 1_000
 _TURN = 32
+_EXIT_PATIENCE = 0.5
 _EXCLUSIVE_STOP = 0.8  # of L
 
 
@@ -99,7 +101,9 @@ class Slots:
             if slot.task is not None:
                 slot.stop = Stop.EXIT
                 slot.task.cancel()
-        await asyncio.gather(*(slot.task for slot in self.slots if slot.task), return_exceptions=True)
+        if tasks := [slot.task for slot in self.slots if slot.task]:
+            # A handler that swallows its cancellation must not keep the worker from its end.
+            await asyncio.wait(tasks, timeout=_EXIT_PATIENCE)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     # room
@@ -182,6 +186,10 @@ class Slots:
             else:
                 outcome = await self._executor.execute(handler, claim, slot)
             self._conclude(slot, claim, outcome)
+        except Exception as error:
+            # Ours, not the handler's; a slot that died of it would be missed, and its task would run for ever.
+            log.exception("task %s could not be concluded", claim.id)
+            self.settle(claim, failed(claim.type, error))
         finally:
             self._end(slot, claim)
         await slot.end()

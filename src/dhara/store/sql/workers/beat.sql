@@ -4,6 +4,7 @@
 UPDATE dhara.workers AS w
 SET beat_at = clock_timestamp(), beat_seq = w.beat_seq + 1, running = b.running,
     state = CASE WHEN w.state = 'lost' THEN 'live' ELSE w.state END, stopped_at = NULL
-FROM unnest($1::uuid[], $2::integer[]) AS b (id, running)
+-- In the order of ids, so that two keepers' beats never deadlock.
+FROM (SELECT * FROM unnest($1::uuid[], $2::integer[]) AS b (id, running) ORDER BY id) AS b
 WHERE w.id = b.id AND w.state <> 'stopped'
 RETURNING w.id

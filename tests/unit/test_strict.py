@@ -1,0 +1,106 @@
+"""The strict parser agrees with slow and obvious ones."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dhara.api.problems import Refused
+from dhara.api.strict import parse
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=8)
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=False)
+    | TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=20,
+)
+
+
+def depth(value: Any) -> int:
+    if isinstance(value, dict):
+        return 1 + max(map(depth, value.values()), default=0)
+    if isinstance(value, list):
+        return 1 + max(map(depth, value), default=0)
+    return 0
+
+
+def strings(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [*value, *(text for item in value.values() for text in strings(item))]
+    return [text for item in value for text in strings(item)] if isinstance(value, list) else []
+
+
+@settings(max_examples=500, deadline=None)
+@given(VALUES, st.sampled_from([None, 1, "\t"]), st.booleans())
+def test_what_python_writes_is_read_the_same(value: Any, indent: Any, ascii_only: bool) -> None:
+    text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
+    read = parse(text.encode(), 1_000)
+    assert json.dumps(read) == json.dumps(value)
+
+
+@settings(max_examples=300, deadline=None)
+@given(VALUES, st.integers(0, 6))
+def test_depth_is_exact(value: Any, levels: int) -> None:
+    # Brackets inside texts count for nothing.
+    text = json.dumps([value, '[{[{\\"]}']).encode()
+    if depth(value) + 1 > levels:
+        with pytest.raises(Refused) as refused:
+            parse(text, levels)
+        assert refused.value.code == "invalid_json"
+    else:
+        parse(text, levels)
+
+
+UNITS = st.lists(
+    st.sampled_from(["a", '"', "\\", "\x00", "\ud800", "\udbff", "\udc00", "\udfff", "u0000", "ud800", "é", "😀"]),
+    max_size=6,
+).map("".join)
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.recursive(
+        UNITS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(UNITS, inner, max_size=3), max_leaves=6
+    )
+)
+def test_unstorable_texts_are_found_exactly(value: Any) -> None:
+    text = json.dumps(value)
+    # What two halves of a pair side by side mean is the reader's to say: they are one character.
+    meant = strings(json.loads(text))
+    bad = any("\x00" in one or any("\ud800" <= c <= "\udfff" for c in one) for one in meant)
+    if bad:
+        with pytest.raises(Refused) as refused:
+            parse(text.encode())
+        assert refused.value.code == "invalid_string"
+    else:
+        parse(text.encode())
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(TEXT, st.integers(0, 9)), max_size=6), st.integers(0, 3))
+def test_duplicates_are_found_exactly(pairs: list[tuple[str, int]], deep: int) -> None:
+    text = "[" * deep + "{" + ",".join(f"{json.dumps(key)}:{value}" for key, value in pairs) + "}" + "]" * deep
+    if len({key for key, _ in pairs}) < len(pairs):
+        with pytest.raises(Refused, match="same key twice"):
+            parse(text.encode())
+    else:
+        parse(text.encode())
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.binary(max_size=40))
+def test_bytes_never_do_more_than_be_refused(body: bytes) -> None:
+    # Whatever else it raised would fail the test.
+    with suppress(Refused):
+        parse(body)

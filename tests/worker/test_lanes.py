@@ -1,0 +1,132 @@
+"""The watermarks of a claimer."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dhara.domain.task import Claim
+from dhara.store.tasks import BEGINNING, ZERO, Lane, Watermark
+from dhara.worker.lanes import Lanes
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def claim(seconds: float, id: int = 1, queue: str = "q", priority: int = 0) -> Claim:
+    at = START + timedelta(seconds=seconds)
+    return Claim(
+        UUID(int=id), UUID(int=0), "t", queue, priority, at, "{}", 1, 0, 0, 0, 1, 5, None, None, None, at, at
+    )
+
+
+def ready(queue: str = "q", priority: int = 0) -> Lane:
+    return Lane(queue, priority, True, -1.0)
+
+
+def later(queue: str = "q", priority: int = 0) -> Lane:
+    return Lane(queue, priority, False, 60.0)
+
+
+def marks(lanes: Lanes) -> dict[tuple[str, int], tuple[datetime, UUID]]:
+    return {(w.queue, w.priority): (w.run_at, w.id) for w in lanes.known({}, 100)}
+
+
+def test_nothing_known_nothing_claimed() -> None:
+    assert Lanes({"*": 5}).known({}, 100) == []
+    assert not Lanes({"*": 5}).seen([])
+
+
+def test_a_new_lane_starts_at_its_front() -> None:
+    lanes = Lanes({"*": 5})
+    assert lanes.seen([ready()])
+    assert lanes.known({}, 7) == [Watermark("q", 0, BEGINNING, ZERO, 7)]
+
+
+def test_the_mark_moves_up_with_claims_and_never_down() -> None:
+    lanes = Lanes({"*": 5})
+    lanes.seen([ready()])
+    lanes.took([claim(1), claim(3, 9), claim(3, 8), claim(2)])
+    assert marks(lanes) == {("q", 0): (START + timedelta(seconds=3), UUID(int=9))}
+    lanes.took([claim(2, 100)])
+    assert marks(lanes) == {("q", 0): (START + timedelta(seconds=3), UUID(int=9))}
+
+
+def test_a_scan_that_finds_a_ready_task_starts_over() -> None:
+    """Whatever committed late, below the mark, is found by it."""
+    lanes = Lanes({"*": 5})
+    lanes.seen([ready(), ready("r")])
+    lanes.took([claim(5), claim(5, queue="r")])
+    assert lanes.seen([ready(), later("r")])
+    assert marks(lanes) == {("q", 0): (BEGINNING, ZERO), ("r", 0): (START + timedelta(seconds=5), UUID(int=1))}
+
+
+def test_empty_lanes_are_forgotten() -> None:
+    lanes = Lanes({"*": 5})
+    lanes.seen([ready("a"), ready("b", 3)])
+    assert len(lanes) == 2
+    assert not lanes.seen([later("b", 3)])
+    assert list(marks(lanes)) == [("b", 3)]
+
+
+def test_only_queues_that_are_served() -> None:
+    lanes = Lanes({"mail": 5, "sms": 1})
+    assert lanes.serves("mail") and not lanes.serves("other")
+    assert not lanes.seen([ready("other")])
+    assert lanes.seen([ready("other"), ready("sms")])
+    assert list(marks(lanes)) == [("sms", 0)]
+
+
+def test_high_priorities_first_within_a_queue() -> None:
+    lanes = Lanes({"*": 5})
+    lanes.seen([ready("q", p) for p in (0, 100, 50)])
+    assert [w.priority for w in lanes.known({}, 10)] == [100, 50, 0]
+
+
+def test_queues_take_turns_at_the_front() -> None:
+    lanes = Lanes({"*": 5})
+    lanes.seen([ready(q, p) for q in "abc" for p in (0, 1)])
+    fronts = []
+    for _ in range(6):
+        order = [w.queue for w in lanes.known({}, 10)]
+        assert sorted(order) == list("aabbcc")
+        fronts.append(order[0])
+    assert {fronts.count(q) for q in "abc"} == {2}
+
+
+def test_full_queues_are_left_out() -> None:
+    lanes = Lanes({"a": 2, "b": 2})
+    lanes.seen([ready("a"), ready("b")])
+    assert [(w.queue, w.room) for w in lanes.known({"a": 0, "b": 2}, 10)] == [("b", 2)]
+    assert [(w.queue, w.room) for w in lanes.known({"a": -3, "b": 20}, 10)] == [("b", 10)]
+
+
+queues = st.sampled_from("ab")
+priorities = st.sampled_from([0, 5, 100])
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.lists(st.builds(Lane, queues, priorities, st.booleans(), st.just(1.0)), max_size=4),
+            st.lists(st.builds(claim, st.integers(0, 9), st.integers(1, 99), queues, priorities), max_size=4),
+        ),
+        max_size=20,
+    )
+)
+def test_no_ready_lane_is_ever_above_what_the_last_scan_saw(steps: list[list[Lane] | list[Claim]]) -> None:
+    """After a scan, every lane that it found ready is claimed from its front, and each lane is asked once."""
+    lanes = Lanes({"*": 5})
+    for step in steps:
+        if step and isinstance(step[0], Claim):
+            lanes.took([item for item in step if isinstance(item, Claim)])
+        else:
+            found = {(lane.queue, lane.priority): lane for lane in step if isinstance(lane, Lane)}
+            assert lanes.seen(list(found.values())) == any(lane.ready for lane in found.values())
+            now = marks(lanes)
+            assert set(now) == set(found)
+            assert all(now[key] == (BEGINNING, ZERO) for key, lane in found.items() if lane.ready)
+        known = [(w.queue, w.priority) for w in lanes.known({}, 10)]
+        assert len(known) == len(set(known)) == len(lanes)
