@@ -5,7 +5,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help install demo test check lint types layers format lock bench clean
+.PHONY: help install demo test check lint types layers format lock docs bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,7 +26,7 @@ help: ## list these targets
 
 install: $(VENV)/.dev ## make .venv, with bin/dhara and all that the tests need
 
-demo: $(VENV)/.runtime ## PostgreSQL, server, worker and dashboard with demo tasks (PORT=8080 ONCE=1 ARGS=)
+demo: $(VENV)/.runtime ## PostgreSQL, server and worker with demo tasks (PORT=8080 ONCE=1 ARGS=)
 	@exec $(BIN)/dhara dev --demo $(if $(filter-out 0 no false,$(ONCE)),--once) $(if $(PORT),--port $(PORT)) $(ARGS)
 
 test: $(VENV)/.dev ## the whole suite (ARGS="-k claim" JOBS=2)
@@ -51,8 +51,11 @@ format: $(VENV)/.dev ## let ruff mend and format the code
 lock: ## resolve requirements/*.txt anew (ARGS=--keep: change no more than needed)
 	@$(if $(wildcard $(BIN)/python),$(BIN)/python,python3) scripts/lock.py $(ARGS)
 
+docs: $(VENV)/.dev ## write the reference pages from the code
+	@exec $(BIN)/python scripts/make_docs.py
+
 bench: $(VENV)/.dev ## throughput and latency on this machine
-	@exec $(BIN)/dhara bench $(ARGS)
+	@PYTHONPATH=$(CURDIR) exec $(BIN)/python bench/engine.py $(ARGS)
 
 clean: ## remove .venv, caches and build output; data in .dhara stays
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis

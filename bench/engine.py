@@ -2,8 +2,9 @@
 
     DHARA_DATABASE_URL=postgresql://... python bench/engine.py [--tasks 50000] [--runs 3] [--save]
 
-`--save` writes bench/figures.json, from which scripts/make_docs.py fills the tables of README and docs. Each figure is the median of the runs. The worker is a real `dhara worker`, a process of its own with its keeper; handlers do
-nothing. It works in a scratch schema, made and dropped here; durability is whatever the server's settings say, and shown.
+`--save` writes bench/figures.json, from which scripts/make_docs.py fills the tables of README and docs. Each figure is the
+median of the runs. The worker is a real `dhara worker`, a process of its own with its keeper; handlers do nothing. It works in
+a scratch schema, made and dropped here; durability is whatever the server's settings say, and shown.
 """
 
 from __future__ import annotations

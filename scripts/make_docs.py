@@ -189,7 +189,7 @@ def _default(setting: settings.Setting) -> str:
         return f"`{_span(value)}`"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
-    return f"`{value}`" if value or value == 0 and not isinstance(value, tuple) else "none"
+    return f"`{value}`" if value or value == 0 else "none"
 
 
 def settings_page() -> str:
@@ -354,8 +354,8 @@ def _route(route: Route) -> str:
     if route.request is not None:
         facts.append(f"Body: {_shape(route.request)}{'' if route.request_required else ', optional'}.")
     facts.append("Answers: " + ", ".join(f"{status} {_shape(shape)}" for status, shape in route.answers.items()) + ".")
-    if problems := [name for name in route.errors]:
-        facts.append(f"Problems: {code(problems)}.")
+    if route.errors:
+        facts.append(f"Problems: {code(route.errors)}.")
     parts.append(" ".join(facts))
     if route.query:
         rows = [(f"`{p.name}`", _schema_type(p.schema), p.about) for p in route.query]
@@ -477,7 +477,8 @@ SELECT i.relname::text, pg_get_indexdef(i.oid) FROM pg_index x JOIN pg_class i O
 WHERE x.indrelid = $1 ORDER BY i.oid"""
 _TRIGGERS = "SELECT tgname::text FROM pg_trigger WHERE tgrelid = $1 AND NOT tgisinternal ORDER BY tgname"
 _FUNCTIONS = """
-SELECT p.proname::text, pg_get_function_arguments(p.oid), pg_get_function_result(p.oid), COALESCE(obj_description(p.oid, 'pg_proc'), '')
+SELECT p.proname::text, pg_get_function_arguments(p.oid), pg_get_function_result(p.oid),
+       COALESCE(obj_description(p.oid, 'pg_proc'), '')
 FROM pg_proc p WHERE p.pronamespace = $1::text::regnamespace AND p.prorettype <> 'trigger'::regtype ORDER BY p.oid"""
 
 
@@ -543,7 +544,7 @@ def schema_page(found: Catalogue, schema: str = "dhara") -> str:
         "## Functions",
         *(_function(function) for function in found.functions),
     )
-    return text if schema == "dhara" else re.sub(rf'"?{schema}"?\.', "dhara.", text)
+    return re.sub(rf'"?\b{schema}"?\.', "dhara.", text)
 
 
 # --- all ----------------------------------------------------------------------------------------------------
@@ -568,8 +569,8 @@ def figures() -> str:
     found = json.loads(file.read_text())
     server = found["settings"]
     where = (
-        f"Medians of {found['runs']} runs of {found['tasks']:,} tasks on one machine of {found['cores']} cores, shared by PostgreSQL"
-        f" {server['server_version']}, server, worker and load; fsync {server['fsync']}, synchronous_commit"
+        f"Medians of {found['runs']} runs of {found['tasks']:,} tasks on one machine of {found['cores']} cores, shared"
+        f" by PostgreSQL {server['server_version']}, server, worker and load; fsync {server['fsync']}, synchronous_commit"
         f" {server['synchronous_commit']}, full history and metrics."
     )
     return table(("work", "figure"), found["figures"].items()) + "\n\n" + where

@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
+import hypothesis
 import psycopg
 import pytest
 from psycopg import sql
@@ -34,6 +35,11 @@ from dhara.store.queues import Queues
 from dhara.store.stats import Stats
 from dhara.store.tasks import Tasks
 from dhara.store.workers import Workers
+
+# HYPOTHESIS_PROFILE=thorough for a night; by default the suite stays quick.
+hypothesis.settings.register_profile("quick", max_examples=60, deadline=None)
+hypothesis.settings.register_profile("thorough", max_examples=5_000, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 _PREFIX = "dhara_test_"
 _FOLDERS = "dhara-test-"

@@ -1,12 +1,10 @@
 """A TCP proxy before PostgreSQL that understands message headers, so that a connection can be cut at an exact message.
 
-    lose_request(marker)   the next execution of a statement that contains `marker` never reaches the server
-    lose_reply(marker)     it does, and is committed, but its answer never reaches the client
-    freeze()               nothing passes any more and nobody is told: a half-open link
-    cut()                  every connection ends now
-    deaf                   notifications are swallowed
-
-Statements are known by a part of their text, such as the first comment of their file.
+    lose_request(name)   the next execution of that statement (such as `tasks/settle`) never reaches the server
+    lose_reply(name)     it does, and is committed, but its answer never reaches the client
+    freeze()             nothing passes any more and nobody is told: a half-open link
+    cut()                every connection ends now
+    deaf                 notifications are swallowed
 """
 
 from __future__ import annotations
@@ -17,6 +15,8 @@ from collections import deque
 from contextlib import suppress
 from typing import Self
 from urllib.parse import urlsplit
+
+from dhara.store.sql import load
 
 _LENGTH = struct.Struct("!I")
 
@@ -51,13 +51,13 @@ class Proxy:
         self.cut()
         await asyncio.gather(*(link.ended.wait() for link in list(self._links)))
 
-    def lose_request(self, marker: str) -> None:
-        """Cut before the next statement with `marker` reaches the server."""
-        self._rules.append((marker, False))
+    def lose_request(self, name: str) -> None:
+        """Cut before the next execution of the statement reaches the server."""
+        self._rules.append((load(name, "dhara"), False))
 
-    def lose_reply(self, marker: str) -> None:
-        """Cut after the server has answered the next statement with `marker`, before the client hears of it."""
-        self._rules.append((marker, True))
+    def lose_reply(self, name: str) -> None:
+        """Cut after the server has answered the statement's next execution, before the client hears of it."""
+        self._rules.append((load(name, "dhara"), True))
 
     def freeze(self) -> None:
         """Hold everything back without a word."""

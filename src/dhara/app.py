@@ -31,20 +31,6 @@ from dhara.store.wakeup import Notifier
 log = logging.getLogger(__name__)
 
 
-def database_of(settings: Settings, *, pool_max: int | None = None) -> DatabaseSettings:
-    """What the store needs of the settings; `pool_max` for those that need few connections."""
-    most = settings.pool_max if pool_max is None else pool_max
-    return DatabaseSettings(
-        dsn=settings.database_url,
-        schema=settings.schema,
-        pool_min=min(settings.pool_min, most),
-        pool_max=most,
-        connect_timeout=settings.connect_timeout,
-        command_timeout=settings.command_timeout,
-        prepared=not settings.pooler,
-    )
-
-
 def check_exposure(settings: Settings, *, open_is_fine: bool = False) -> None:
     """Refuse to serve strangers without keys. Raises `ConfigError`."""
     if not is_loopback(settings.host) and not settings.api_keys and not open_is_fine:
@@ -76,7 +62,7 @@ class App:
         self._environ = os.environ if environ is None else environ
         self._any_port = any_port
         self._on_started = on_started
-        self.pool = Pool(database_of(settings), "dhara server")
+        self.pool = Pool(DatabaseSettings.of(settings), "dhara server")
         self.started = asyncio.Event()
         self._stopping = asyncio.Event()
         self._fatal = 0

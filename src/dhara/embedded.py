@@ -54,6 +54,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Literal, Self
 
+from dhara.errors import EmbeddedPostgresError
+
 ROLE: Final = "dhara"
 DATABASE: Final = "dhara"
 MINIMUM_MAJOR: Final = 15
@@ -90,12 +92,6 @@ SETTINGS: Final[Mapping[str, str]] = {
 }
 
 _log = logging.getLogger(__name__)
-
-
-class EmbeddedPostgresError(RuntimeError):
-    """The private PostgreSQL cannot be had; the message says what to do next."""
-
-    code = "embedded_postgres"
 
 
 class EmbeddedPostgresInUse(EmbeddedPostgresError):

@@ -192,7 +192,8 @@ def load(
     for name, value in _from_file(file).items():
         values[name] = _parsed(name, value, f"{file or 'dhara.toml'}: {name}")
     for variable, value in environ.items():
-        if variable.startswith("DHARA_") and variable not in _OTHERS and not variable.startswith("DHARA_TEST_"):
+        # An empty variable is one that somebody has unset.
+        if value and variable.startswith("DHARA_") and variable not in _OTHERS and not variable.startswith("DHARA_TEST_"):
             name = variable.removeprefix("DHARA_").lower()
             values[name] = _parsed(name, value, variable, "DHARA_")
     for name, value in (arguments or {}).items():

@@ -16,6 +16,7 @@ from dhara.store.pool import DatabaseSettings, Pool
 from tests.conftest import Databases
 
 KEY = "a-key-of-these-tests"
+NOBODY = "00000000-0000-7000-8000-000000000000"
 JSON = {"content-type": "application/json"}
 
 
@@ -41,12 +42,6 @@ def wakes() -> Wakes:
 @pytest.fixture
 def app(pool: Pool, wakes: Wakes) -> Api:
     return create_app(pool=pool, settings=Settings(), notifier=wakes, version="1.2.3")
-
-
-@pytest.fixture
-def locked_app(pool: Pool) -> Api:
-    """The application with an API key set."""
-    return create_app(pool=pool, settings=Settings(api_keys=("another-key", KEY)))
 
 
 def client_of(app: Any, **options: Any) -> httpx.AsyncClient:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import pytest
+import pytest_asyncio
 
 from dhara.api import server
 from dhara.api.asgi import Api, create_app
@@ -19,6 +20,8 @@ from dhara.settings import Settings
 from dhara.store.pool import Pool
 from tests import factories
 from tests.waiting import eventually
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 class Running:
@@ -64,12 +67,17 @@ async def hang_up(writer: asyncio.StreamWriter) -> None:
         await writer.wait_closed()
 
 
-@pytest.fixture
-async def running(pool: Pool) -> AsyncIterator[Running]:
-    made = await Running(create_app(pool=pool, settings=Settings())).start()
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(shared_pool: Pool) -> AsyncIterator[Running]:
+    made = await Running(create_app(pool=shared_pool, settings=Settings())).start()
     yield made
     made.stop.set()
     await asyncio.wait_for(made.task, 15)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def pool(shared_pool: Pool) -> Pool:
+    return shared_pool
 
 
 async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
@@ -222,7 +230,8 @@ async def test_a_hung_up_long_poll_is_forgotten(running: Running, pool: Pool) ->
     await eventually(lambda: len(running.app.parts.waiters) == 0)
 
 
-async def test_stopping_ends_long_polls_and_answers_what_is_under_way(running: Running, pool: Pool) -> None:
+async def test_stopping_ends_long_polls_and_answers_what_is_under_way(pool: Pool) -> None:
+    running = await Running(create_app(pool=pool, settings=Settings())).start()
     task = await factories.make_task(pool, State.RUNNING)
     reader, writer = await running.open()
     writer.write(request(b"", path=f"/api/v1/tasks/{task.id}/wait?timeout=60", method="GET"))
@@ -232,14 +241,29 @@ async def test_stopping_ends_long_polls_and_answers_what_is_under_way(running: R
     assert (status, headers["connection"]) == (202, "close")
     await asyncio.wait_for(running.task, 10)
     await hang_up(writer)
-    with pytest.raises(OSError, match="."):
+    with pytest.raises(OSError, match=r"."):
         await running.open()
+
+
+async def test_too_many_connections_are_a_503(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MOST_CONNECTIONS", 2)
+    crowded = await Running(create_app(pool=pool, settings=Settings())).start()
+    reader, writer = await crowded.open()
+    writer.write(request())
+    assert (await answer(reader))[0] == 201
+    found = await crowded.send(request(b'{"type":"echo"}', CLOSE))
+    assert found.startswith(b"HTTP/1.1 503 ")
+    assert b"\r\nretry-after: 1\r\n" in found
+    assert json.loads(found.partition(b"\r\n\r\n")[2])["code"] == "overloaded"
+    await hang_up(writer)
+    crowded.stop.set()
+    await asyncio.wait_for(crowded.task, 15)
 
 
 async def test_a_taken_port_is_one_clear_line(pool: Pool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"{port}; another program has it"):
+        with pytest.raises(ConfigError, match=rf"{port}: .*; another program has it"):
             await serve(create_app(pool=pool, settings=Settings()), host="127.0.0.1", port=port, stop=asyncio.Event())
     with pytest.raises(ConfigError, match="cannot bind"):
         await serve(create_app(pool=pool, settings=Settings()), host="no.such.invalid", port=0, stop=asyncio.Event())

@@ -218,6 +218,7 @@ def test_migrate(dhara_on_empty: Dhara) -> None:
     assert dhara.json("tasks", "list", code=3)["error"]["code"] == "schema_error"
     assert "0001_tasks" in dhara("migrate").stdout
     assert dhara("migrate", "up").stdout == "nothing to do\n"
+    assert json.loads(dhara("migrate", "--json").stdout) == {"applied": []}
     assert dhara.json("migrate", "status")["missing"] == []
     dhara("enqueue", "t")
     assert "--yes" in dhara("migrate", "down", "--json", code=2).stderr

@@ -249,14 +249,14 @@ async def test_waiting_leaves_nothing_behind(client: AsyncClient, pool: Pool) ->
     impatient.cancel()
     with pytest.raises(asyncio.CancelledError):
         await impatient
-    poller = client._poller
+    poller = client._backend.poller
     await eventually(lambda: not poller._waiters and poller._runner is not None and poller._runner.done())
 
 
 async def test_closing_cancels_those_who_wait(dsn: str) -> None:
     async with AsyncClient(dsn) as client:
         waiting = asyncio.create_task((await client.enqueue("t")).result(timeout=60))
-        await eventually(lambda: client._poller._waiters)
+        await eventually(lambda: client._backend.poller._waiters)
     with pytest.raises(asyncio.CancelledError):
         await waiting
 

@@ -97,7 +97,7 @@ class Walk(Struct):
     complained: str
 
 
-def follow(page: Page, folder: Path, dsn: str, seconds: float = 60) -> Walk:
+def follow(page: Page, folder: Path, dsn: str, seconds: float = 100) -> Walk:
     """Follow `page` in `folder` with the database `dsn`; kills whatever is left after `seconds`."""
     address = f"127.0.0.1:{_free_port()}"
     script = folder / ".walk.sh"

@@ -6,12 +6,12 @@ import asyncio
 
 import asyncpg
 import pytest
+from scripts import make_docs
 
 from dhara.api.routes import TABLE as ROUTES
 from dhara.domain.lifecycle import TRANSITIONS, Event
 from dhara.settings import TABLE as SETTINGS
 from dhara.telemetry.metrics import TABLE as METRICS
-from scripts import make_docs
 from tests.docs.pages import ROOT
 
 WHOLE = sorted(f"docs/reference/{name}.md" for name in make_docs.REFERENCE)

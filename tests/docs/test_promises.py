@@ -28,7 +28,7 @@ def test_every_named_test_exists() -> None:
 def test_every_promise_names_a_test_or_says_that_it_is_not_kept_yet() -> None:
     kept, _, absent = TEXT.partition("## Not there yet")
     promises = re.split(r"(?m)^### ", kept)[1:]
-    numbers = {number for number in re.findall(r"\bC(\d+)\b", TEXT)}
+    numbers = set(re.findall(r"\bC(\d+)\b", TEXT))
     assert numbers == {str(number) for number in range(1, 21)}
     assert absent.strip()
     assert [promise.splitlines()[0] for promise in promises if not _NAMED.search(promise)] == []

@@ -24,10 +24,10 @@ from dhara import embedded
 from dhara.embedded import (
     Binaries,
     EmbeddedPostgres,
-    EmbeddedPostgresError,
     EmbeddedPostgresInUse,
     find_binaries,
 )
+from dhara.errors import EmbeddedPostgresError
 
 pytestmark = [
     pytest.mark.slow,

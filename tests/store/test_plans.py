@@ -1,5 +1,5 @@
-"""Hot statements keep their index among 60,000 rows: with fresh statistics, with none, and with a plan that was made
-when the table was empty (a worker that started first keeps it for hours). Custom and generic plans alike.
+"""Hot statements keep their index among 60,000 rows: with fresh statistics, with those of an empty table, and with plans
+that were cached when the table was new. Custom and generic plans alike.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from dhara.store.pool import PLANNER
+from dhara.store.pool import PLANNER, Pool
 from dhara.store.search import Filter, _where
 from dhara.store.sql import load, qualify
 
@@ -146,7 +146,7 @@ class Session:
 
 @pytest.fixture(
     scope="module",
-    params=["analyzed custom", "analyzed generic", "no-statistics custom", "no-statistics generic", "cached-when-empty generic", "cached-when-new generic"],
+    params=["analyzed custom", "analyzed generic", "no-statistics custom", "no-statistics generic", "cached-when-new generic"],
 )
 def session(request: pytest.FixtureRequest, databases: Databases, template: str) -> Iterator[tuple[Session, dict[str, Case]]]:
     """60,000 rows and a session that has prepared the statements."""
@@ -155,7 +155,7 @@ def session(request: pytest.FixtureRequest, databases: Databases, template: str)
     dsn = databases.dsn(name)
     with psycopg.connect(dsn, autocommit=True) as other:
         other.execute("ALTER TABLE dhara.tasks SET (autovacuum_enabled = off)")
-        if statistics != "cached-when-new":
+        if not statistics.startswith("cached"):
             other.execute("VACUUM ANALYZE dhara.tasks")
         opened = Session(dsn, mode)
         if statistics.startswith("cached"):
@@ -202,7 +202,7 @@ def test_index_rows_and_buffers(session: tuple[Session, dict[str, Case]], name: 
         assert sum(map(touched, scans)) <= case.rows, shown
     buffers = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
     # Nobody has vacuumed after the 35,000 updates of the filling, so index scans also meet entries of dead rows.
-    assert buffers <= case.buffers * (1 if opened.vacuumed else 10), shown
+    assert buffers <= case.buffers + (0 if opened.vacuumed else 2_000), shown
 
 
 def test_the_claim_takes_what_it_was_asked_for(session: tuple[Session, dict[str, Case]]) -> None:
@@ -211,3 +211,11 @@ def test_the_claim_takes_what_it_was_asked_for(session: tuple[Session, dict[str,
     for name, expected in (("claim 100 ready ones behind 20,000 delayed", 100), ("claim nothing", 0), ("settle 100", 100)):
         assert opened.explain(name, wanted[name])["Actual Rows"] == expected
     assert opened.explain("reap 50", wanted["reap 50"])["Actual Rows"] == 50
+
+
+async def test_the_pools_connections_plan_as_these_tests_do_and_plan_anew(pool: Pool) -> None:
+    """A plan cached on a table known to be empty is blind; it must not live long."""
+    for name, value in PLANNER.items():
+        assert await pool.fetchval("SELECT current_setting($1)", name) == value
+    async with pool.acquire() as connection:
+        assert 0 < connection._stmt_cache.get_max_lifetime() <= 60

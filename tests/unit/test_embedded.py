@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from dhara import embedded
-from dhara.embedded import Binaries, EmbeddedPostgres, EmbeddedPostgresError, default_data_dir, find_binaries
+from dhara.embedded import Binaries, EmbeddedPostgres, default_data_dir, find_binaries
+from dhara.errors import EmbeddedPostgresError
 
 
 def fake_binaries(folder: Path, version: str) -> Path:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from dhara import Call, Context, Registry, RegistryError, RetryPolicy
-
-if TYPE_CHECKING:
-    from somewhere_else import Missing
-
 
 class Callable_:  # noqa: N801
     """An object that can be called."""
@@ -45,7 +41,10 @@ def _positional_only(a: int, /) -> None: ...
 def _star(*args: int) -> None: ...
 
 
-def _missing(a: Missing) -> None: ...
+def _missing(a: object) -> None: ...
+
+
+_missing.__annotations__["a"] = "Missing"  # as an import under TYPE_CHECKING leaves it
 
 
 def _odd_context(ctx: int) -> None: ...

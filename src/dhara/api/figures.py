@@ -28,6 +28,7 @@ from dhara.telemetry.metrics import (
 KEEP = 1.0
 PATIENCE = 3.0
 READY_CAP = 100_000
+MOST_HISTOGRAMS = 20_000
 RATE_WINDOW = 60.0
 
 
@@ -87,7 +88,7 @@ class Figures:
                 ready=ready,
                 delayed=delayed,
                 fleet=await stats.fleet(),
-                histograms=await stats.histograms(),
+                histograms=await stats.histograms(MOST_HISTOGRAMS),
                 queues=await Queues(connection, self._schema).list(),
             )
 

@@ -14,6 +14,7 @@ from dhara.domain.lifecycle import State
 from dhara.domain.validate import parse_time, text_problem
 
 SEARCH_LENGTH = 200
+REASON_LENGTH = 200
 MOST_OFFSET = 1_000_000
 MOST_WAIT = 120.0
 
@@ -142,5 +143,8 @@ TASKS = (
 )
 DEAD = (TYPE, QUEUE, TAG, AFTER, BEFORE, SEARCH, *PAGE)
 WAIT = (Param("timeout", _seconds(0, MOST_WAIT), "seconds to wait at most", _range(0, MOST_WAIT, 30, "number")),)
+CANCEL = (
+    Param("reason", _text(REASON_LENGTH), "kept in the task's history; default: an operator", _sized(REASON_LENGTH)),
+)
 ID_SCHEMA = _ID
 NAME_SCHEMA = _NAMED

@@ -106,6 +106,7 @@ TABLE: tuple[Route, ...] = (
         summary="Cancel a task: a PENDING one at once, a RUNNING one by asking its handler",
         tag="tasks",
         scope=OPERATE,
+        query=params.CANCEL,
         answers={200: shapes.TaskOut, 202: shapes.TaskOut},
         errors=("not_found", "wrong_state", *WRITES),
     ),

@@ -77,12 +77,14 @@ async def get(request: Request) -> Reply:
 
 async def cancel(request: Request) -> Reply:
     id = _id(request)
-    canceling = await request.parts.tasks.request_cancel(id)
+    reason = {"reason": request.query["reason"]} if "reason" in request.query else {}
+    canceling = await request.parts.tasks.request_cancel(id, **reason)
     if canceling.found in (State.COMPLETED, State.DEAD):
         raise WrongState(canceling.found.value, "only PENDING and RUNNING tasks can be canceled")
     if canceling.worker is not None and request.parts.notifier is not None:
         request.parts.notifier.cancel(canceling.worker)
-    return json_reply(task_out(await _task(request)), 202 if canceling.found is State.RUNNING else 200)
+    found = ((b"dhara-found", canceling.found.value.encode()),)
+    return json_reply(task_out(await _task(request)), 202 if canceling.found is State.RUNNING else 200, found)
 
 
 async def retry(request: Request) -> Reply:

@@ -86,37 +86,41 @@ def _set(name: str) -> Any:
     return callback
 
 
+def _shared_options() -> list[click.Parameter]:
+    return [
+        click.Option(
+            ["--json"],
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,
+            callback=_set("json"),
+            help="Answer in JSON.",
+        ),
+        click.Option(
+            ["--config"],
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            expose_value=False,
+            callback=_set("config"),
+            help="Read settings from this file instead of dhara.toml.",
+        ),
+        click.Option(
+            ["--debug"],
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,
+            callback=_set("debug"),
+            help="Show tracebacks.",
+        ),
+    ]
+
+
 class Command(click.Command):
     """A command with the shared options, and examples at the end of its help."""
 
     def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.examples = examples
-        self.params += [
-            click.Option(
-                ["--json"],
-                is_flag=True,
-                expose_value=False,
-                is_eager=True,
-                callback=_set("json"),
-                help="Answer in JSON.",
-            ),
-            click.Option(
-                ["--config"],
-                type=click.Path(exists=True, dir_okay=False, path_type=Path),
-                expose_value=False,
-                callback=_set("config"),
-                help="Read settings from this file instead of dhara.toml.",
-            ),
-            click.Option(
-                ["--debug"],
-                is_flag=True,
-                expose_value=False,
-                is_eager=True,
-                callback=_set("debug"),
-                help="Show tracebacks.",
-            ),
-        ]
+        self.params += _shared_options()
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if self.examples:
@@ -126,6 +130,10 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A group whose commands are `Command`s."""
+    """A group whose commands are `Command`s; it takes their shared options itself, too."""
 
     command_class = Command
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += _shared_options()

@@ -7,13 +7,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from dhara.app import database_of
 from dhara.cli.console import Console
 from dhara.client import AsyncClient
 from dhara.client.backend import translated
 from dhara.settings import Settings
 from dhara.store import migrate
-from dhara.store.pool import Pool
+from dhara.store.pool import DatabaseSettings, Pool
 
 T = TypeVar("T")
 
@@ -61,5 +60,5 @@ def client(settings: Settings, patience: float = 2.0) -> AsyncClient:
 @asynccontextmanager
 async def pool(settings: Settings) -> AsyncIterator[Pool]:
     """An open pool with few connections."""
-    async with Pool(database_of(settings, pool_max=2), "dhara cli") as opened:
+    async with Pool(DatabaseSettings.of(settings, pool_max=2), "dhara cli") as opened:
         yield opened

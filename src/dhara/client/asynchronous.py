@@ -12,17 +12,22 @@ import msgspec
 from dhara.client import tx
 from dhara.client.backend import Backend, PostgresBackend
 from dhara.client.calls import Item, Options, build, build_many
-from dhara.client.results import Poller
+from dhara.client.http import HttpBackend
+from dhara.client.middleware import Chain, Middleware, Write
 from dhara.domain import limits
 from dhara.domain.lifecycle import FINAL, State
-from dhara.domain.task import Attempt, Call, LogEntry, Task
+from dhara.domain.task import Attempt, Call, LogEntry, NewTask, Task
 from dhara.errors import ConfigError, NotFound, TaskFailed
 from dhara.store.pool import DatabaseSettings
 from dhara.store.search import Filter, Page
 
+NO_TX = "enqueue_tx needs a client on PostgreSQL (postgresql://...): a server cannot take part in your transaction"
+
 
 class Handle:
-    """A task that was enqueued. `created` is False if it stood already under its idempotency key."""
+    """A task that was enqueued. `created` is False if it stood already, under its idempotency key or unique key."""
+
+    __slots__ = ("_client", "created", "id")
 
     def __init__(self, client: AsyncClient, id: UUID, created: bool) -> None:
         self._client = client
@@ -49,11 +54,13 @@ class Handle:
 
 
 class AsyncClient:
-    """A client on PostgreSQL, for asyncio. Use it with `async with`, or `open` and `close` it.
+    """A client for asyncio. Use it with `async with`, or `open` and `close` it.
 
-    `dsn` is postgresql://...; times are seconds. `pooler=True` behind a transaction pooler such as PgBouncer.
-    `patience` is how long a call goes on trying when connections are lost. Enqueues are safe to repeat by nature:
-    each task bears its id before it travels.
+    `dsn` is postgresql://..., or the http(s)://... of a dhara server with one of its API keys as `token`. Times are seconds.
+    `patience` is how long a call goes on trying when connections are lost. Enqueues are safe to repeat by nature: each
+    task bears its id before it travels, and over HTTP an idempotency key. `middleware` stands around every enqueue
+    (`client/middleware.py`). On PostgreSQL only: `schema`, the pool's sizes, `wakeups`, and `pooler=True` behind a
+    transaction pooler such as PgBouncer. Raises `ConfigError` for what cannot be right.
     """
 
     def __init__(
@@ -68,9 +75,26 @@ class AsyncClient:
         patience: float = 10.0,
         pooler: bool = False,
         wakeups: bool = True,
+        token: str | None = None,
+        middleware: Sequence[Middleware] = (),
     ) -> None:
+        self.schema = schema
+        self._chain = Chain(middleware)
+        self._backend: Backend
+        self._over_http = dsn.startswith(("http://", "https://"))
+        if self._over_http:
+            self._backend = HttpBackend(
+                dsn,
+                token=token,
+                connect_timeout=connect_timeout,
+                command_timeout=command_timeout,
+                patience=patience,
+            )
+            return
+        if token is not None:
+            raise ConfigError("a token belongs to the http:// URL of a dhara server; PostgreSQL takes a password")
         settings = DatabaseSettings(
-            dsn=_postgres(dsn),
+            dsn=dsn,
             schema=schema,
             pool_min=pool_min,
             pool_max=pool_max,
@@ -78,9 +102,7 @@ class AsyncClient:
             command_timeout=command_timeout,
             prepared=not pooler,
         )
-        self.schema = schema
-        self._backend: Backend = PostgresBackend(settings, wakeups=wakeups, patience=patience)
-        self._poller = Poller(self._backend)
+        self._backend = PostgresBackend(settings, wakeups=wakeups, patience=patience)
 
     async def open(self) -> Self:
         """Connect. Raises `Unavailable` or `ConfigError`, one line each."""
@@ -89,7 +111,6 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Finish the enqueues under way and disconnect. Whoever waits for a result is canceled."""
-        await self._poller.close()
         await self._backend.close()
 
     async def check(self) -> None:
@@ -108,17 +129,17 @@ class AsyncClient:
         Concurrent enqueues share a statement and a commit. Raises `InvalidTask`, `IdempotencyConflict`,
         `Unavailable` (then the task may or may not be there: repeat it with an idempotency key).
         """
-        done = await self._backend.enqueue(build(call, payload, options))
-        return Handle(self, done.task.id, done.created)
+        return (await self._chain.run([build(call, payload, options)], self._write))[0]
 
     async def enqueue_many(self, items: Iterable[Item], **options: Unpack[Options]) -> list[Handle]:
-        """Enqueue many, all or none, in one transaction; answers in order.
+        """Enqueue many, all or none, in one transaction; answers in order. Many plain ones go by COPY.
+
+        Over HTTP: in batches of at most 1,000 tasks and 3 MiB, each all or none; if one fails, those before it stand.
 
         An item is a handler's call or a mapping of task fields (`{"type": ..., "payload": ..., "priority": ...}`);
         `options` hold for all of them. Raises `InvalidBatch` or `IdempotencyConflict` with the index of the bad one.
         """
-        new = build_many(items, options)
-        return [Handle(self, done.task.id, done.created) for done in await self._backend.enqueue_many(new)]
+        return list(await self._chain.run(build_many(items, options), self._write_many))
 
     async def enqueue_tx(
         self, connection: Any, call: Call | str, payload: Any = None, **options: Unpack[Options]
@@ -128,26 +149,41 @@ class AsyncClient:
         Takes asyncpg and psycopg connections, SQLAlchemy's async connections and sessions. Raises as `enqueue` does;
         an `IdempotencyConflict` spoils the transaction as any database error.
         """
-        rows = await tx.enqueue_async(connection, [build(call, payload, options)], self.schema)
-        return Handle(self, *rows[0])
+        return (await self._chain.run([build(call, payload, options)], self._in(connection)))[0]
 
     async def enqueue_many_tx(self, connection: Any, items: Iterable[Item], **options: Unpack[Options]) -> list[Handle]:
         """As `enqueue_tx`, for many, in one statement."""
-        rows = await tx.enqueue_async(connection, build_many(items, options), self.schema)
-        return [Handle(self, *row) for row in rows]
+        return list(await self._chain.run(build_many(items, options), self._in(connection)))
+
+    async def _write(self, new: Sequence[NewTask]) -> list[Handle]:
+        done = await self._backend.enqueue(new[0])
+        return [Handle(self, done.task.id, done.created)]
+
+    async def _write_many(self, new: Sequence[NewTask]) -> list[Handle]:
+        return [Handle(self, *row) for row in await self._backend.enqueue_many(new)]
+
+    def _in(self, connection: Any) -> Write:
+        """What writes on the user's own connection."""
+        if self._over_http:
+            raise TypeError(NO_TX)
+
+        async def write(new: Sequence[NewTask]) -> list[Handle]:
+            return [Handle(self, *row) for row in await tx.enqueue_async(connection, new, self.schema)]
+
+        return write
 
     def handle(self, id: UUID | str) -> Handle:
         """A handle of a task by its id, such as one that another process enqueued. Asks nothing of the database."""
-        return Handle(self, _id(id), False)
+        return Handle(self, known_id(id), False)
 
     async def get(self, id: UUID | str) -> Task:
         """One task. Raises `NotFound`."""
-        return await self._backend.get(_id(id))
+        return await self._backend.get(known_id(id))
 
     async def wait(self, id: UUID | str, timeout: float = 30) -> Task:
         """The task once it is final. Raises `TimeoutError` after `timeout` seconds."""
-        known = _id(id)
-        if (task := await self._poller.wait(known, timeout)) is not None:
+        known = known_id(id)
+        if (task := await self._backend.wait(known, timeout)) is not None:
             return task
         try:
             task = await self._backend.get(known)
@@ -161,7 +197,7 @@ class AsyncClient:
 
     async def cancel(self, id: UUID | str, reason: str = "canceled by a client") -> State:
         """Cancel a PENDING task, ask a RUNNING one to stop; answers the state it was found in. Raises `NotFound`."""
-        return await self._backend.cancel(_id(id), reason)
+        return await self._backend.cancel(known_id(id), reason)
 
     async def retry(
         self,
@@ -173,7 +209,7 @@ class AsyncClient:
         run_at: datetime | None = None,
     ) -> Task:
         """Revive a DEAD task, optionally changed. Raises `NotFound`, `WrongState`, `InvalidTask`."""
-        known = _id(id)
+        known = known_id(id)
         options: Options = {"queue": queue, "priority": priority, "run_at": run_at}
         checked = build("revive", payload, options)
         text = None if payload is None else checked.payload
@@ -182,11 +218,11 @@ class AsyncClient:
 
     async def logs(self, id: UUID | str) -> list[LogEntry]:
         """A task's history, oldest first. Raises `NotFound`."""
-        return await self._backend.logs(_id(id))
+        return await self._backend.logs(known_id(id))
 
     async def attempts(self, id: UUID | str) -> list[Attempt]:
         """A task's executions, oldest first."""
-        return await self._backend.attempts(_id(id))
+        return await self._backend.attempts(known_id(id))
 
     async def list(
         self,
@@ -234,7 +270,8 @@ def result_of(task: Task) -> Any:
     return None if task.result is None else msgspec.json.decode(task.result)
 
 
-def _id(id: UUID | str) -> UUID:
+def known_id(id: UUID | str) -> UUID:
+    """`id` as a UUID. Raises `NotFound`: whatever is no UUID is no task's id."""
     if isinstance(id, UUID):
         return id
     try:
@@ -242,8 +279,3 @@ def _id(id: UUID | str) -> UUID:
     except ValueError:
         raise NotFound(f"there is no task {id!r}; ids are UUIDs") from None
 
-
-def _postgres(dsn: str) -> str:
-    if dsn.startswith(("http://", "https://")):
-        raise ConfigError("this client reaches tasks through PostgreSQL; give a postgresql:// URL")
-    return dsn

@@ -18,6 +18,7 @@ from uuid import UUID
 
 import asyncpg
 
+from dhara.client.results import Poller
 from dhara.domain.lifecycle import State
 from dhara.domain.task import Attempt, Enqueued, LogEntry, NewTask, Task
 from dhara.errors import ConfigError, IdempotencyConflict, SchemaError, Unavailable
@@ -29,7 +30,11 @@ from dhara.store.tasks import Tasks
 from dhara.store.wakeup import Notifier
 
 T = TypeVar("T")
+# A task that was enqueued, and whether it was made now or stood already.
+Row = tuple[UUID, bool]
 CHUNK = 1_000
+# So many plain tasks at once go by COPY.
+LEAST_COPIED = 500
 
 _NO_SCHEMA = (
     asyncpg.UndefinedTableError,
@@ -46,10 +51,9 @@ class Backend(Protocol):
     async def close(self) -> None: ...
     async def check(self) -> None: ...
     async def enqueue(self, new: NewTask) -> Enqueued: ...
-    async def enqueue_many(self, new: Sequence[NewTask]) -> list[Enqueued]: ...
+    async def enqueue_many(self, new: Sequence[NewTask]) -> list[Row]: ...
     async def get(self, id: UUID) -> Task: ...
-    async def get_many(self, ids: Sequence[UUID]) -> dict[UUID, Task]: ...
-    async def final(self, ids: Sequence[UUID]) -> set[UUID]: ...
+    async def wait(self, id: UUID, timeout: float) -> Task | None: ...
     async def cancel(self, id: UUID, reason: str) -> State: ...
     async def revive(
         self, id: UUID, queue: str | None, priority: int | None, payload: str | None, run_at: datetime | None
@@ -67,6 +71,7 @@ class PostgresBackend:
         self._tasks = Tasks(self.pool, settings.schema)
         self._search = Search(self.pool, settings.schema)
         self._notifier = Notifier(self.pool, settings.schema) if wakeups else None
+        self.poller = Poller(self)
         self._patience = patience
         self._coalescer: Coalescer[NewTask, Enqueued] = Coalescer(self._write, most=CHUNK)
 
@@ -78,6 +83,7 @@ class PostgresBackend:
         await self._read(lambda: migrate.check(self.pool, self.pool.settings.schema))
 
     async def close(self) -> None:
+        await self.poller.close()
         await self._coalescer.close()
         if self._notifier is not None:
             await self._notifier.close()
@@ -89,12 +95,25 @@ class PostgresBackend:
         with translated():
             return await self._coalescer.submit(new)
 
-    async def enqueue_many(self, new: Sequence[NewTask]) -> list[Enqueued]:
+    async def enqueue_many(self, new: Sequence[NewTask]) -> list[Row]:
         """All or none, in one transaction. Raises `IdempotencyConflict` with the index of the first."""
         with translated():
+            if len(new) >= LEAST_COPIED and not any(task.idempotency_key or task.unique_key for task in new):
+                try:
+                    return await self._again(lambda: self._copy_all(new))
+                except asyncpg.UniqueViolationError:
+                    pass  # A COPY whose commit was not heard of: the statements below find its rows.
             answers = await self._again(lambda: self._write_all(new))
         self._wake(answers)
-        return answers
+        return [(answer.task.id, answer.created) for answer in answers]
+
+    async def _copy_all(self, new: Sequence[NewTask]) -> list[Row]:
+        async with self.pool.acquire() as connection, connection.transaction():
+            await self._tasks.on(connection).copy(new)
+        if self._notifier is not None:
+            for queue in {task.queue for task in new if not task.delay}:
+                self._notifier.wake(queue)
+        return [(task.id, True) for task in new]
 
     async def _write(self, new: Sequence[NewTask]) -> Sequence[Enqueued | Exception]:
         answers = await self._again(lambda: self._tasks.enqueue(new))
@@ -120,6 +139,10 @@ class PostgresBackend:
 
     async def get(self, id: UUID) -> Task:
         return await self._read(lambda: self._tasks.get(id))
+
+    async def wait(self, id: UUID, timeout: float) -> Task | None:
+        """The task once it is final; None after `timeout` seconds."""
+        return await self.poller.wait(id, timeout)
 
     async def get_many(self, ids: Sequence[UUID]) -> dict[UUID, Task]:
         return await self._read(lambda: self._tasks.get_many(ids))

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict
+from uuid import UUID
 
 import msgspec
 
 from dhara.domain import limits, validate
-from dhara.domain.ids import new_id
+from dhara.domain.ids import new_id, new_ids
 from dhara.domain.task import Call, NewTask
 from dhara.errors import InvalidBatch, InvalidTask
 
 # What `enqueue_many` takes: a handler's call, or the fields of a task by name (`type` required).
 Item = Call | Mapping[str, Any]
+_MOST_KNOWN = 100
 
 
 class Options(TypedDict, total=False):
@@ -53,10 +55,10 @@ def build(what: object, payload: Any, options: Mapping[str, Any]) -> NewTask:
             hint = "; call its .s(...) first" if hasattr(what, "s") else ""
             raise TypeError(f"enqueue takes a handler's call or a task type, not {type(what).__name__}{hint}")
     fields = {**defaults, **{name: _plain(value) for name, value in options.items() if value is not None}}
-    return validate.new_task({**fields, "type": kind}, _payload(payload), id=new_id(), now=datetime.now(UTC))
+    return validate.new_task({**fields, "type": kind}, checked_payload(payload), id=new_id(), now=datetime.now(UTC))
 
 
-def _payload(value: Any) -> str:
+def checked_payload(value: Any) -> str:
     """JSON text of a payload; a `msgspec.Raw` is JSON text already and stays byte for byte what it is."""
     if not isinstance(value, msgspec.Raw):
         return validate.encode_json({} if value is None else value, what="payload", most_bytes=limits.PAYLOAD_BYTES)
@@ -75,25 +77,48 @@ def build_many(items: Iterable[Item], options: Mapping[str, Any]) -> list[NewTas
     """Many tasks; `options` hold for all, an item's own fields first. Raises `InvalidBatch` with the index of the bad one."""
     if options.get("idempotency_key") is not None:
         raise TypeError("an idempotency key names one task; give each item its own")
+    items = items if isinstance(items, Sequence) else list(items)
+    known: dict[Any, NewTask] = {}
     made = []
-    for index, item in enumerate(items):
+    for index, (item, id) in enumerate(zip(items, new_ids(len(items)), strict=True)):
         try:
-            made.append(_build_item(item, options))
+            made.append(_build_item(item, id, options, known))
         except InvalidTask as error:
             raise InvalidBatch(index, error.problems) from None
     return made
 
 
-def _build_item(item: Item, options: Mapping[str, Any]) -> NewTask:
+def _build_item(item: Item, id: UUID, options: Mapping[str, Any], known: dict[Any, NewTask]) -> NewTask:
+    """`known`: tasks whose fields have been checked; one that differs from them in its payload only is made alike."""
+    what, payload, fields = _parts(item, options)
+    try:
+        key = (what, *fields.items(), *map(type, fields.values())) if fields else what
+        alike = known.get(key)
+    except TypeError:  # A list of tags, say, is no key.
+        return msgspec.structs.replace(build(what, payload, fields), id=id)
+    if alike is not None:
+        return msgspec.structs.replace(alike, id=id, payload=checked_payload(payload))
+    made = msgspec.structs.replace(build(what, payload, fields), id=id)
+    if len(known) < _MOST_KNOWN:
+        known[key] = made
+    return made
+
+
+def _parts(item: Item, options: Mapping[str, Any]) -> tuple[str, Any, Mapping[str, Any]]:
+    """Type, payload and fields: a call's defaults give way to the options, and these to a mapping's own fields."""
     if isinstance(item, Call):
-        return build(item, None, options)
-    if not isinstance(item, Mapping):
+        return item.type, item.payload, {**item.defaults, **options}
+    if type(item) is not dict and not isinstance(item, Mapping):
         raise TypeError(f"enqueue_many takes calls and mappings of task fields, not {type(item).__name__}")
-    fields = dict(item)
+    fields = {**options, **item}
     what, payload = fields.pop("type", None), fields.pop("payload", None)
-    if not isinstance(what, str | Call):
+    if isinstance(what, Call):
+        if payload is not None:
+            raise TypeError("a call has its payload already; give a call, or a type with a payload")
+        return what.type, what.payload, {**what.defaults, **fields}
+    if not isinstance(what, str):
         raise InvalidTask([("type", "required: a task type")])
-    return build(what, payload, {**options, **fields})
+    return what, payload, fields
 
 
 def _plain(value: Any) -> Any:
@@ -102,10 +127,11 @@ def _plain(value: Any) -> Any:
 
 def to_json(new: Sequence[NewTask]) -> str:
     """What the SQL function `dhara.enqueue_all` takes: a JSON list, payloads as they are."""
-    return msgspec.json.encode([_as_object(task) for task in new]).decode()
+    return msgspec.json.encode([as_object(task) for task in new]).decode()
 
 
-def _as_object(task: NewTask) -> dict[str, Any]:
+def as_object(task: NewTask) -> dict[str, Any]:
+    """The fields that are given, by name."""
     fields = {name: getattr(task, name) for name in task.__struct_fields__}
     given = {name: value for name, value in fields.items() if value is not None and value != ()}
     return given | {"payload": msgspec.Raw(task.payload.encode())}

@@ -10,9 +10,9 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import islice
+from typing import Protocol
 from uuid import UUID
 
-from dhara.client.backend import Backend
 from dhara.domain.task import Task
 from dhara.errors import Unavailable
 
@@ -21,10 +21,17 @@ SLOWEST = 1.0
 _MOST = 1_000
 
 
+class Finals(Protocol):
+    """What the poller asks."""
+
+    async def final(self, ids: Sequence[UUID]) -> set[UUID]: ...
+    async def get_many(self, ids: Sequence[UUID]) -> dict[UUID, Task]: ...
+
+
 class Poller:
     """Answers each waiter with its task once that is final."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Finals) -> None:
         self._backend = backend
         self._waiters: dict[UUID, list[asyncio.Future[Task]]] = {}
         self._runner: asyncio.Task[None] | None = None

@@ -7,26 +7,27 @@ inherited belong to the parent.
 from __future__ import annotations
 
 import asyncio
+import builtins
 import os
 import threading
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import Future
 from datetime import datetime
 from typing import Any, Self, TypeVar, Unpack
 from uuid import UUID
 
 from dhara.client import tx
-from dhara.client.asynchronous import AsyncClient, Handle
+from dhara.client.asynchronous import NO_TX, AsyncClient, Handle, known_id
 from dhara.client.calls import Item, Options, build, build_many
 from dhara.domain.lifecycle import State
-from dhara.domain.task import Attempt, Call, LogEntry, Task
+from dhara.domain.task import Attempt, Call, LogEntry, NewTask, Task
 from dhara.store.search import Page
 
 T = TypeVar("T")
 
 
 class SyncHandle:
-    """A task that was enqueued. `created` is False if it stood already under its idempotency key."""
+    """A task that was enqueued. `created` is False if it stood already, under its idempotency key or unique key."""
 
     def __init__(self, client: Client, id: UUID, created: bool) -> None:
         self._client = client
@@ -92,13 +93,15 @@ async def _opened(dsn: str, options: dict[str, Any]) -> AsyncClient:
 
 
 class Client:
-    """A client on PostgreSQL for code without an event loop; safe from many threads.
+    """A client for code without an event loop; safe from many threads.
 
-    Takes the same arguments as `AsyncClient`. Connects with the first call; `close` it, or use it with `with`.
+    Takes the same arguments as `AsyncClient`. Middleware runs in the client's own thread, with the caller's context
+    variables; but in that of the caller for `enqueue_tx`, which takes plain functions only. Connects with the first call; `close` it, or use it with `with`.
     """
 
     def __init__(self, dsn: str, **options: Any) -> None:
-        AsyncClient(dsn, **options)  # Refuses wrong arguments here and now.
+        checked = AsyncClient(dsn, **options)  # Refuses wrong arguments here and now.
+        self._chain, self._over_http = checked._chain, checked._over_http
         self.schema: str = options.get("schema", "dhara")
         self._dsn = dsn
         self._options = options
@@ -151,16 +154,20 @@ class Client:
 
         Takes psycopg and Django connections, SQLAlchemy's connections and sessions; runs in the calling thread.
         """
-        rows = tx.enqueue(connection, [build(call, payload, options)], self.schema)
-        return SyncHandle(self, *rows[0])
+        return self._enqueue_tx(connection, [build(call, payload, options)])[0]
 
     def enqueue_many_tx(self, connection: Any, items: Iterable[Item], **options: Unpack[Options]) -> list[SyncHandle]:
         """As `enqueue_tx`, for many, in one statement."""
-        return [SyncHandle(self, *row) for row in tx.enqueue(connection, build_many(items, options), self.schema)]
+        return self._enqueue_tx(connection, build_many(items, options))
+
+    def _enqueue_tx(self, connection: Any, new: Sequence[NewTask]) -> builtins.list[SyncHandle]:
+        if self._over_http:
+            raise TypeError(NO_TX)
+        return [SyncHandle(self, *row) for row in tx.enqueue(connection, self._chain.before(new), self.schema)]
 
     def handle(self, id: UUID | str) -> SyncHandle:
         """A handle of a task by its id."""
-        return SyncHandle(self, UUID(str(id)), False)
+        return SyncHandle(self, known_id(id), False)
 
     def get(self, id: UUID | str) -> Task:
         """One task. Raises `NotFound`."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any
 
@@ -21,6 +23,7 @@ from dhara.store.sql import check_schema, qualify
 _FOLDER = files("dhara.store") / "migrations"
 _NAME = re.compile(r"(\d{4})_([a-z0-9_]+)\.up\.sql")
 _LOCK_TIMEOUT = "10s"
+_TABLES = ("tasks", "task_history", "workers", "queues", "counters", "histograms", "leaders")
 _TABLE = """
 CREATE TABLE IF NOT EXISTS dhara.migrations (
     version    integer     PRIMARY KEY,
@@ -68,12 +71,12 @@ async def status(connection: Any, schema: str = "dhara") -> Status:
     for version, name, checksum in rows:
         if version not in by_version:
             raise SchemaError(
-                f"schema {schema!r} is newer ({version}_{name}) than this dhara knows; upgrade dhara, or run the"
+                f"schema {schema!r} is newer ({version:04}_{name}) than this dhara knows; upgrade dhara, or run the"
                 " newer version's `dhara migrate down` first"
             )
         if by_version[version].checksum != checksum:
             raise SchemaError(
-                f"migration {version}_{name} in schema {schema!r} was applied from another text (checksum differs);"
+                f"migration {version:04}_{name} in schema {schema!r} was applied from another text (checksum differs);"
                 " restore the schema from a backup, or install the dhara version that made it"
             )
     versions = [row[0] for row in rows]
@@ -88,46 +91,47 @@ async def check(connection: Any, schema: str = "dhara") -> None:
     if found.missing:
         what = "is missing" if not found.applied else f"lacks {len(found.missing)} migration(s)"
         raise SchemaError(f"schema {schema!r} {what}; run `dhara migrate up`")
-    required = ("tasks", "task_history", "workers", "queues", "counters", "histograms", "leaders")
-    gone = [
-        table
-        for table in required
-        if await connection.fetchval("SELECT to_regclass($1)", f'"{schema}".{table}') is None
-    ]
+    gone = set(_TABLES) - await _standing(connection, schema)
     if gone:
-        raise SchemaError(f"schema {schema!r} is damaged: no table {', '.join(gone)}; restore it from a backup")
+        names = ", ".join(sorted(gone))
+        raise SchemaError(f"schema {schema!r} is damaged: no table {names}; restore it from a backup")
 
 
 async def up(connection: Any, schema: str = "dhara") -> list[Migration]:
     """Apply what is missing; answers the steps that this call applied. Raises `SchemaError` or `Unavailable`."""
     check_schema(schema)
     done: list[Migration] = []
-    try:
+    with _explained(schema):
         while step := await _next_up(connection, schema):
             done.append(step)
-    except asyncpg.InsufficientPrivilegeError as error:
-        raise SchemaError(f"this database user may not migrate schema {schema!r}: {error}; use the owner's login") from error
-    except asyncpg.ReadOnlySQLTransactionError as error:
-        raise SchemaError("this database takes no writes (a standby?); migrate on the primary") from error
-    except asyncpg.LockNotAvailableError as error:
-        raise Unavailable("another session holds a lock that the migration needs; nothing was changed, try again") from error
     return done
 
 
 async def down(connection: Any, steps: int = 1, schema: str = "dhara") -> list[Migration]:
-    """Take back the last `steps` migrations, with the data in them; answers those taken back, newest first."""
+    """Take back the last `steps` migrations, with the data in them; answers those taken back, newest first.
+
+    Raises `SchemaError` or `Unavailable`.
+    """
     undone: list[Migration] = []
-    for _ in range(steps):
-        async with connection.transaction():
-            await _lock(connection, schema)
-            found = await status(connection, schema)
-            if not found.applied:
-                break
-            last = found.applied[-1]
-            await connection.execute(qualify(last.down, schema))
-            await connection.execute(qualify("DELETE FROM dhara.migrations WHERE version = $1", schema), last.version)
-        undone.append(last)
+    with _explained(schema):
+        while len(undone) < steps and (step := await _next_down(connection, schema)):
+            undone.append(step)
     return undone
+
+
+@contextmanager
+def _explained(schema: str) -> Iterator[None]:
+    """The database's refusals, in words that say what to do."""
+    try:
+        yield
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise SchemaError(
+            f"this database user may not work on schema {schema!r}: {error}; use the owner's login"
+        ) from error
+    except asyncpg.ReadOnlySQLTransactionError as error:
+        raise SchemaError("this database takes no writes (a standby?); migrate on the primary") from error
+    except asyncpg.LockNotAvailableError as error:
+        raise Unavailable("another session holds a lock that the migration needs; nothing was changed, try again") from error
 
 
 async def _next_up(connection: Any, schema: str) -> Migration | None:
@@ -138,6 +142,11 @@ async def _next_up(connection: Any, schema: str) -> Migration | None:
             return None
         step = found.missing[0]
         if not found.applied:
+            if there := await _standing(connection, schema):
+                raise SchemaError(
+                    f"schema {schema!r} has tables ({', '.join(sorted(there))}) but no record of migrations; restore it"
+                    " from a backup, or set DHARA_SCHEMA to another name"
+                )
             # IF NOT EXISTS would ask for the right to create schemas even where an administrator made this one.
             if await connection.fetchval("SELECT to_regnamespace($1)", f'"{schema}"') is None:
                 await connection.execute(f'CREATE SCHEMA "{schema}"')
@@ -152,6 +161,24 @@ async def _next_up(connection: Any, schema: str) -> Migration | None:
         return step
 
 
+async def _next_down(connection: Any, schema: str) -> Migration | None:
+    async with connection.transaction():
+        await _lock(connection, schema)
+        found = await status(connection, schema)
+        if not found.applied:
+            return None
+        last = found.applied[-1]
+        await connection.execute(qualify(last.down, schema))
+        await connection.execute(qualify("DELETE FROM dhara.migrations WHERE version = $1", schema), last.version)
+        return last
+
+
+async def _standing(connection: Any, schema: str) -> set[str]:
+    """Which of dhara's tables there are."""
+    query = "SELECT tablename FROM pg_tables WHERE schemaname = $1 AND tablename = ANY ($2::text[])"
+    return {row[0] for row in await connection.fetch(query, schema, list(_TABLES))}
+
+
 async def _lock(connection: Any, schema: str) -> None:
     # Per schema, and bound to the transaction: gone with it, whatever happens to this process.
     await connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
@@ -159,7 +186,8 @@ async def _lock(connection: Any, schema: str) -> None:
 
 
 async def _applied(connection: Any, schema: str) -> list[tuple[int, str, str]]:
-    if await connection.fetchval("SELECT to_regclass($1)", f'"{check_schema(schema)}".migrations') is None:
-        return []
     query = qualify("SELECT version, name, checksum FROM dhara.migrations ORDER BY version", schema)
-    return [tuple(row) for row in await connection.fetch(query)]
+    with _explained(schema):
+        if await connection.fetchval("SELECT to_regclass($1)", f'"{check_schema(schema)}".migrations') is None:
+            return []
+        return [tuple(row) for row in await connection.fetch(query)]

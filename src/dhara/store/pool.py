@@ -19,6 +19,7 @@ import asyncpg
 from msgspec import Struct
 
 from dhara.errors import ConfigError, Unavailable
+from dhara.settings import Settings
 
 # What a lost, refused or restarting database looks like from here; each is worth trying again.
 TRANSIENT = (
@@ -56,6 +57,24 @@ class DatabaseSettings(Struct, frozen=True, kw_only=True):
     command_timeout: float = 15.0
     # False behind a transaction pooler such as PgBouncer: no prepared statements, no LISTEN, no session settings.
     prepared: bool = True
+    # True for connections that handlers get for statements of their own: no time limits, no hints to the planner.
+    users: bool = False
+
+    @classmethod
+    def of(cls, settings: Settings, **changes: Any) -> DatabaseSettings:
+        """The part of the process's settings that concerns the database; `changes` come first."""
+        values: dict[str, Any] = {
+            "dsn": settings.database_url,
+            "schema": settings.schema,
+            "pool_min": settings.pool_min,
+            "pool_max": settings.pool_max,
+            "connect_timeout": settings.connect_timeout,
+            "command_timeout": settings.command_timeout,
+            "prepared": not settings.pooler,
+        }
+        values |= changes
+        values["pool_min"] = min(values["pool_min"], values["pool_max"])
+        return cls(**values)
 
 
 class Executor(Protocol):
@@ -79,9 +98,13 @@ def check_dsn(dsn: str) -> str:
         parts = urlsplit(dsn)
         _ = parts.port, parse_qsl(parts.query), unquote(parts.path)
     except ValueError:
-        raise ConfigError("the database URL cannot be read; write postgresql://user:password@host:5432/database") from None
+        raise ConfigError(
+            "the database URL cannot be read; write postgresql://user:password@host:5432/database"
+        ) from None
     if parts.scheme not in ("postgresql", "postgres"):
-        raise ConfigError("the database URL must start with postgresql://, as in postgresql://user:pass@host:5432/database")
+        raise ConfigError(
+            "the database URL must start with postgresql://, as in postgresql://user:pass@host:5432/database"
+        )
     return dsn
 
 
@@ -99,13 +122,15 @@ def harden(connection: Any) -> None:
 
 # A plan that was cached when a table was still empty reads it whole, and is kept until autovacuum next looks: by then
 # there may be a million rows. Every statement here has its index, so the planner is told so. (Without JIT, because a
-# scan that nothing can replace now looks dear enough to be compiled.)
-PLANNER = {"enable_seqscan": "off", "enable_bitmapscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off"}
+# scan that nothing can replace now looks dear enough to be compiled.) And plans are made anew every so often, because
+# among the indexes of a table known to be empty the planner chooses blindly.
+PLANNER = {"enable_seqscan": "off", "jit": "off"}
+_PLAN_LIFETIME = 30
 
 
 def _connect_options(settings: DatabaseSettings, application: str) -> dict[str, Any]:
     server_settings = {"application_name": application}
-    if settings.prepared:
+    if settings.prepared and not settings.users:
         limit = f"{settings.command_timeout * 1000:.0f}"
         server_settings |= {
             "statement_timeout": limit,
@@ -116,9 +141,9 @@ def _connect_options(settings: DatabaseSettings, application: str) -> dict[str, 
     return {
         "dsn": check_dsn(settings.dsn),
         "timeout": settings.connect_timeout,
-        "command_timeout": settings.command_timeout + 1,
+        "command_timeout": None if settings.users else settings.command_timeout + 1,
         "statement_cache_size": 256 if settings.prepared else 0,
-        "max_cached_statement_lifetime": 0,
+        "max_cached_statement_lifetime": _PLAN_LIFETIME,
         "server_settings": server_settings,
     }
 
@@ -126,7 +151,9 @@ def _connect_options(settings: DatabaseSettings, application: str) -> dict[str, 
 async def connect(settings: DatabaseSettings, application: str = "dhara") -> asyncpg.Connection[asyncpg.Record]:
     """One connection, hardened. Raises `Unavailable` when the database cannot be reached."""
     try:
-        connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(**_connect_options(settings, application))
+        connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
+            **_connect_options(settings, application)
+        )
     except Exception as error:
         raise unavailable(error) from error
     harden(connection)
@@ -169,7 +196,8 @@ class Pool:
             max_size=self.settings.pool_max,
             max_inactive_connection_lifetime=300,
             init=_init,
-            reset=_no_reset,
+            # What a handler has set must not meet the next one.
+            reset=None if self.settings.users else _no_reset,
         )
         try:
             self._pool = await pool
@@ -212,8 +240,8 @@ class Pool:
         return self._pool.get_idle_size() if self._pool else 0
 
     def acquire(self) -> Any:
-        """`async with pool.acquire() as connection`, waiting at most the connect time-out."""
-        return self.inner.acquire(timeout=self.settings.connect_timeout)
+        """`async with pool.acquire() as connection`, waiting at most the connect time-out (users: as long as it takes)."""
+        return self.inner.acquire(timeout=None if self.settings.users else self.settings.connect_timeout)
 
     async def fetch(self, query: str, *args: Any) -> list[asyncpg.Record]:
         async with self.acquire() as connection:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -98,6 +100,22 @@ class Tasks:
             if not waiting:
                 return [answers[task.id] for task in new]
         raise Unavailable("the tasks under these idempotency keys keep coming and going; try again")
+
+    async def copy(self, new: Sequence[NewTask]) -> None:
+        """Insert many by COPY, all or none; `self.db` must be a connection in a transaction.
+
+        The rows are those of `enqueue`, at a third of its cost. Only for tasks without idempotency and unique keys: COPY
+        knows no ON CONFLICT, so whatever stands in the way is an `asyncpg.UniqueViolationError`.
+        """
+        rare = [field for field in _RARE if any(getattr(task, field) not in (None, ()) for task in new)]
+        now: datetime = await self.db.fetchval(load("stats/clock", self.schema))
+        rows = [_row(task, now, rare) for task in new]
+        connection: Any = self.db
+        await connection.copy_records_to_table(
+            "tasks", schema_name=self.schema, columns=[*_COPIED, *rare], records=rows
+        )
+        counts = Counter(task.queue for task in new)
+        await self.db.execute(self._sql("count_enqueued"), list(counts.values()), list(counts))
 
     async def _insert(self, new: Sequence[NewTask]) -> dict[UUID, Enqueued | IdempotencyConflict]:
         columns = spread(
@@ -278,6 +296,18 @@ class Tasks:
     async def attempts(self, id: UUID, most: int = 10_000) -> list[Attempt]:
         """A task's executions, oldest first."""
         return [Attempt(**row) for row in await self.db.fetch(self._sql("attempts"), id, most)]
+
+
+_COPIED = ("id", "type", "queue", "payload", "priority", "max_retries", "run_at", "created_at", "updated_at")
+_RARE = ("timeout", "expires_at", "tags", "concurrency_key", "traceparent", "retention")
+
+
+def _row(task: NewTask, now: datetime, rare: Sequence[str]) -> tuple[Any, ...]:
+    at = now if task.run_at is None else max(task.run_at, now)
+    if task.delay is not None:
+        at = now + timedelta(seconds=task.delay)
+    row = (task.id, task.type, task.queue, task.payload, task.priority, task.max_retries, at, now, now)
+    return (*row, *(getattr(task, field) for field in rare)) if rare else row
 
 
 def rare_fields(task: NewTask) -> str | None:

@@ -22,7 +22,19 @@ _SLOT = struct.Struct("=d16s16sq")
 _DEADLINE = struct.Struct("=d")
 _HEADER_SIZE = 64
 NOBODY = UUID(int=0)
+_WARNING, _LAST = 0.8, 0.93
+_WATCHING = 0.75
 STARTED, STOPPED = 1, 2
+
+
+def first_moment(lease: float) -> float:
+    """Seconds without an acknowledged beat after which an exclusive attempt is told to stop, for a lease of L."""
+    return _WARNING * lease
+
+
+def last_moment(lease: float) -> float:
+    """Seconds after which it is killed: before L, with room for those who watch to see it twice."""
+    return max(_WARNING * lease, min(_LAST * lease, lease - _WATCHING))
 
 
 class Header(Struct, frozen=True):
@@ -80,9 +92,7 @@ class Board:
         return float(_DEADLINE.unpack_from(self._memory, self._offset + 48)[0])
 
     def begin(self, slot: int, deadline: float, task: UUID, lease: UUID, exclusive: bool = False) -> None:
-        _SLOT.pack_into(
-            self._memory, self._first + slot * _SLOT.size, deadline, task.bytes, lease.bytes, exclusive
-        )
+        _SLOT.pack_into(self._memory, self._first + slot * _SLOT.size, deadline, task.bytes, lease.bytes, exclusive)
 
     def limit(self, slot: int, deadline: float) -> None:
         _DEADLINE.pack_into(self._memory, self._first + slot * _SLOT.size, deadline)

@@ -3,10 +3,11 @@
     woken          -> claim from the known lanes; if that gives nothing, scan for new ones
     claim is full  -> claim again as soon as there is room
     claim is short -> scan (if the last scan is long enough ago), else wait to be woken
+    no own slot    -> a queue with slots of its own had more than those took: claim again when a slot is free
     nothing heard  -> after the poll interval, or when the next delayed task is due: scan, and claim if it found any
 
-The scan's share of the time is bounded: after one that took t, the next comes no sooner than 20 t, so that it costs
-little even where dead index entries make it slow.
+The scan's share of the time is bounded: after one that took t, the next comes no sooner than 20 t (unless that is next
+to nothing and a hint asks for it), so that it costs little even where dead index entries make it slow.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from uuid import UUID
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 MOST = 1_000
 SCAN_EVERY = 5.0
 SCAN_SHARE = 20
+CHEAP_SCAN = 0.005
 _LONGEST_PAUSE = 2.0
 
 
@@ -66,7 +69,18 @@ class Claimer(Service):
         self._last_scan = float("-inf")
         self._scan_cost = 0.0
         self._next_due = float("inf")
-        self.in_flight = False
+        self._held_back = False
+        self._freed = False
+        self._asked: float | None = None
+
+    @property
+    def in_flight(self) -> bool:
+        """True while a claim is under way."""
+        return self._asked is not None
+
+    def asking(self) -> float:
+        """Seconds that the claim that is under way has been so; 0 if there is none."""
+        return 0.0 if self._asked is None else self._clock() - self._asked
 
     def wake(self, queue: str) -> None:
         """A hint that `queue` (empty: any) has a ready task."""
@@ -77,6 +91,9 @@ class Claimer(Service):
     def freed(self) -> None:
         """A hint that there is room again."""
         self._roomy.set()
+        self._freed = True
+        if self._held_back:
+            self.wake("")
 
     async def run(self) -> None:
         pause = 0.1
@@ -91,51 +108,68 @@ class Claimer(Service):
                 self._woken = True
 
     async def _round(self) -> None:
-        room = self._room()
+        room = min(self._room(), MOST)
         if room <= 0:
             self._roomy.clear()
             if self._room() <= 0:
-                await self._roomy.wait()
+                with suppress(asyncio.TimeoutError):  # room may also come without an attempt that ends
+                    await asyncio.wait_for(self._roomy.wait(), self._poll_interval)
             return
         woken, self._woken = self._woken, False
         self._news.clear()
-        room = min(room, MOST)
         got = await self._claim(room) if woken and len(self._lanes) else 0
-        if got == room and self._clock() - self._last_scan < max(SCAN_EVERY, SCAN_SHARE * self._scan_cost):
+        if got == room and self._since_scan() < max(SCAN_EVERY, SCAN_SHARE * self._scan_cost):
             self._woken = True  # a full claim: there is likely more
             return
-        if (not got or self._scan_due()) and await self._scan():
-            self._woken = True
-            if await self._claim(min(self._room(), MOST)):
+        if self._may_scan(urgently=not got):
+            if await self._scan() and await self._claim_found():
                 return
-            self._woken = False
-        if got:
-            # Something was there, so a little more may be on its way; look again when woken, or soon.
-            self._next_due = min(self._next_due, self._clock() + self._poll_interval)
+        elif not got:
+            self._next_due = min(self._next_due, self._last_scan + SCAN_SHARE * self._scan_cost)
         await self._wait()
 
+    async def _claim_found(self) -> bool:
+        """Claim after a scan that found ready tasks. True if there is more to do than to wait."""
+        self._woken = True
+        room = min(self._room(), MOST)
+        if room <= 0 or await self._claim(room):
+            return True  # without room: as soon as there is some
+        self._woken = False  # of unknown types, in paused queues, or others were faster
+        return False
+
     async def _claim(self, most: int) -> int:
-        lanes = self._lanes.known(self._rooms(), most) if most > 0 else []
-        if not lanes:
-            return 0
-        self.in_flight = True
-        try:
-            claims = await self._tasks.claim(self._worker, self._types, most, lanes)
-        finally:
-            self.in_flight = False
-        if claims:
-            self._lanes.took(claims)
-            self._deliver(claims)
+        rooms, self._freed = self._rooms(), False
+        lanes = self._lanes.known(rooms, most)
+        claims: list[Claim] = []
+        if lanes:
+            self._asked = self._clock()
+            try:
+                claims = await self._tasks.claim(self._worker, self._types, most, lanes)
+                if claims:
+                    self._lanes.took(claims)
+                    self._deliver(claims)
+            finally:
+                self._asked = None
+        self._held_back = bool(rooms) and self._exhausted(rooms, claims)
         return len(claims)
 
-    def _scan_due(self) -> bool:
-        return self._clock() - self._last_scan >= SCAN_SHARE * self._scan_cost
+    def _exhausted(self, rooms: Mapping[str, int], claims: list[Claim]) -> bool:
+        """Whether a queue may have more than its own slots took: then the next free slot must lead to a claim."""
+        taken = Counter(claim.queue for claim in claims)
+        return any(taken[queue] >= room for queue, room in rooms.items() if self._lanes.knows(queue))
+
+    def _since_scan(self) -> float:
+        return self._clock() - self._last_scan
+
+    def _may_scan(self, urgently: bool) -> bool:
+        return self._since_scan() >= SCAN_SHARE * self._scan_cost or (urgently and self._scan_cost < CHEAP_SCAN)
 
     async def _scan(self) -> bool:
         start = self._clock()
         lanes = await self._tasks.lanes()
         self._last_scan = self._clock()
         self._scan_cost = self._last_scan - start
+        self._held_back = False
         waits = [lane.due_in for lane in lanes if not lane.ready and self._lanes.serves(lane.queue)]
         self._next_due = self._last_scan + min(waits) if waits else float("inf")
         return self._lanes.seen(lanes)
@@ -143,6 +177,8 @@ class Claimer(Service):
     async def _wait(self) -> None:
         """Until woken, or the poll interval is over, or the next delayed task is due."""
         seconds = min(self._poll_interval * self._rng.uniform(0.8, 1.0), max(0.001, self._next_due - self._clock()))
+        if self._held_back and self._freed:
+            self._woken = True
         if self._woken:
             return
         with suppress(asyncio.TimeoutError):

@@ -10,6 +10,7 @@ The same round carries the runner's observations (histograms) to the database.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -39,8 +40,7 @@ class Comparer:
     async def compare(self) -> None:
         """One round. Raises what the database raises; the next round comes as planned."""
         runner = self._runner
-        before = runner.leases()
-        claiming = runner.claimer.in_flight
+        start, before, asking = time.monotonic(), runner.leases(), runner.claimer.asking()
         held = await self._tasks.held(runner.id)
         after = runner.leases()
         for row in held:
@@ -48,9 +48,10 @@ class Comparer:
                 runner.slots.cancel(row.lease)
         for lease in (before & after) - {row.lease for row in held} - runner.settler.leases():
             runner.slots.lose(lease)
-        # A claim whose answer is on its way is no ghost; nor is a lease known at either moment.
-        if not claiming and not runner.claimer.in_flight:
-            await self._release([row for row in held if row.age > GHOST_AGE and row.lease not in before | after])
+        # No ghost is what a claim has taken while we looked, or one under way whose answer is still to come; nor a lease
+        # that was known at either moment.
+        ripe = GHOST_AGE + max(asking, runner.claimer.asking()) + time.monotonic() - start
+        await self._release([row for row in held if row.age > ripe and row.lease not in before | after])
         await self.flush()
 
     async def compare_quietly(self) -> None:
@@ -74,6 +75,4 @@ class Comparer:
             return
         log.warning("releasing %d claims whose answer was lost", len(ghosts))
         reason = "ghost claim: its answer was lost"
-        await self._tasks.settle(
-            [Settlement(row.id, row.lease, 0, Event.RELEASED, reason=reason) for row in ghosts]
-        )
+        await self._tasks.settle([Settlement(row.id, row.lease, 0, Event.RELEASED, reason=reason) for row in ghosts])

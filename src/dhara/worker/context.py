@@ -181,17 +181,24 @@ class Context:
         May be awaited in `async` handlers and called plainly in `def` handlers; it never waits for the database.
         """
         value = {"percent": round(min(100.0, max(0.0, float(percent))), 2), "message": storable(message, 500)}
-        self._progress = msgspec.json.encode(value).decode()
-        self.dirty = True
+        self.tell_progress(msgspec.json.encode(value).decode())
         return _SAID
+
+    def tell_progress(self, progress: str) -> None:
+        """Take over a progress that is JSON text already, such as one that came from another process."""
+        self._progress = progress
+        self.dirty = True
 
     def transaction(self, session: Any = None) -> Transaction:
         """`async with ctx.transaction() as conn:` the handler's own writes and the task's completion, in one commit.
 
         Without `session`: an asyncpg connection to dhara's own database. With one (psycopg sync or async, asyncpg,
-        SQLAlchemy sync or async): that session's transaction. Leaving the block completes the task as the last
-        statement and commits; `.result` of the block's object is stored. A lost lease rolls everything back and raises
-        `LeaseLost`. Works with `with` for sync sessions.
+        SQLAlchemy sync or async): that session's transaction, begun here if it has not begun. Leaving the block completes
+        the task as the last statement and commits; an exception rolls back. To store a result, keep the object and set
+        its `result` inside the block. `with` serves sync sessions.
+
+        Raises `LeaseLost`, with everything rolled back, when the task is someone else's by then; and `RuntimeError` when
+        the session cannot keep the promise: it is in autocommit mode, or the block itself committed or rolled back.
         """
         if self._transaction is None:
             raise RuntimeError("this context has no database; ctx.transaction() works in workers only")

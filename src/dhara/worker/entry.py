@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
+import math
 import os
 import signal
 import sys
@@ -79,9 +80,7 @@ def loop_runner(main: Callable[[], object]) -> int:
         return result
 
 
-async def _live(
-    registry: Registry, settings: RunnerSettings, board: Board, nursery: Nursery, patient: bool
-) -> int:
+async def _live(registry: Registry, settings: RunnerSettings, board: Board, nursery: Nursery, patient: bool) -> int:
     runner = Runner(registry, settings, worker=IdSource().new(), board=board, nursery=nursery)
     told = asyncio.Event()
     again = asyncio.Event()
@@ -91,6 +90,9 @@ async def _live(
         await runner.stop()
         return 0
     await _first(told.wait(), runner.worn.wait())
+    if not told.is_set():
+        # Worn out: nobody is in a hurry, so what runs may run to its end; else the longest tasks would never end.
+        await _first(told.wait(), runner.drain(math.inf))
     draining = asyncio.create_task(runner.drain())
     hurried = asyncio.create_task(again.wait())
     await asyncio.wait((draining, hurried), return_when=asyncio.FIRST_COMPLETED)
@@ -140,7 +142,9 @@ def load_registry(module: str, name: str = "tasks") -> Registry:
     except RegistryError as error:
         raise ConfigError(f"module {module!r}: {error}") from error
     except ModuleNotFoundError as error:
-        hint = "run this where it can be imported, or install it" if error.name == module else f"it needs {error.name!r}"
+        hint = (
+            "run this where it can be imported, or install it" if error.name == module else f"it needs {error.name!r}"
+        )
         raise ConfigError(f"cannot import module {module!r}: {error}; {hint}") from error
     except AttributeError as error:
         raise ConfigError(f"module {module!r} has no registry {name!r}; write MODULE:REGISTRY ({error})") from error

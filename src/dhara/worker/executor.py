@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import Executor as Threads
@@ -30,8 +31,10 @@ from dhara.domain.task import EMPTY_PAYLOAD, Claim
 from dhara.errors import InvalidTask, LeaseLost
 from dhara.worker.context import Context, storable
 from dhara.worker.failure import failed
-from dhara.worker.registry import Handler, Registry
+from dhara.worker.registry import Handler, Options, Registry
 from dhara.worker.slot import Slot, Stop
+
+log = logging.getLogger(__name__)
 
 _NULL = Done()
 
@@ -56,11 +59,13 @@ class Executor:
             value = await self._run(handler, arguments, slot)
         except asyncio.CancelledError as error:
             _refuse_copies(mine)
-            return _settled(slot) or interrupted(slot, claim, error)
+            return _settled(slot) or interrupted(slot, claim, error, handler.options)
         except BaseException as error:
             # Also SystemExit and KeyboardInterrupt: a handler must not end its worker.
             _refuse_copies(mine)
-            return _settled(slot) or _wish(handler, claim, error, slot)
+            if settled := _settled(slot):
+                log.warning("task %s raised after its transaction had completed it: %r", claim.id, error)
+            return settled or _wish(handler, claim, error, slot)
         _refuse_copies(mine)
         return _settled(slot) or (_NULL if value is None else _result(claim, value))
 
@@ -68,9 +73,11 @@ class Executor:
         try:
             payload = {} if claim.payload == EMPTY_PAYLOAD else msgspec.json.decode(claim.payload)
             arguments = handler.arguments(payload)
-        except (ValueError, RecursionError) as error:
+        except Exception as error:
+            # Not only ValueError: the validators of a user's model may raise anything.
+            why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             return Failed(
-                f"the payload cannot be given to the handler: {error}",
+                storable(f"the payload cannot be given to the handler: {why}", limits.LAST_ERROR_LENGTH),
                 permanent=True,
                 reason="invalid_payload",
                 fingerprint=f"invalid_payload:{claim.type}",
@@ -146,14 +153,14 @@ def _settled(slot: Slot) -> Settled | None:
     return Settled() if slot.context is not None and slot.context.settled else None
 
 
-def interrupted(slot: Slot, claim: Claim, error: asyncio.CancelledError) -> Outcome:
+def interrupted(slot: Slot, claim: Claim, error: asyncio.CancelledError, options: Options) -> Outcome:
     """What an attempt that ended by a CancelledError means: whose wish was it?"""
     slot.heeded()
     match slot.stop:
         case Stop.CANCEL:
             return Canceled("heeded a cancel request")
         case Stop.TIMEOUT:
-            return Failed(f"timed out after {slot.allowed:g} s", fingerprint=f"timeout:{claim.type}")
+            return _timed_out(slot, claim, options)
         case Stop.DRAIN:
             return Released("the worker stopped before the task was done")
         case Stop.EXCLUSIVE:
@@ -161,7 +168,18 @@ def interrupted(slot: Slot, claim: Claim, error: asyncio.CancelledError) -> Outc
         case Stop.EXIT:
             raise error
         case _:
-            return failed(claim.type, error)
+            return failed(claim.type, error, policy=options.policy(error))
+
+
+def _timed_out(slot: Slot, claim: Claim, options: Options) -> Failed:
+    """Retried as the handler says of a `TimeoutError`."""
+    policy = options.policy(TimeoutError())
+    return Failed(
+        f"timed out after {slot.allowed:g} s",
+        permanent=policy == "never",
+        policy=None if policy == "never" else policy,
+        fingerprint=f"timeout:{claim.type}",
+    )
 
 
 def _wish(handler: Handler[..., Any], claim: Claim, error: BaseException, slot: Slot) -> Outcome:
@@ -183,12 +201,15 @@ def _raised(handler: Handler[..., Any], claim: Claim, error: BaseException, slot
             if slot.stop in (Stop.DRAIN, Stop.EXCLUSIVE):
                 return Released("the worker stopped; the handler heeded it")
             if slot.stop is Stop.TIMEOUT:
-                return Failed(f"timed out after {slot.allowed:g} s", fingerprint=f"timeout:{claim.type}")
+                return _timed_out(slot, claim, handler.options)
             return Canceled(_text(error.reason))
         case DeadLetter():
             return Failed(_text(error.reason), permanent=True, reason=_text(error.reason, 200) or "permanent")
         case LeaseLost():
             return Released(str(error))
+        case _ if slot.stop in (Stop.DRAIN, Stop.EXCLUSIVE):
+            # Libraries turn a cancellation into errors of their own.
+            return Released(f"the worker stopped; the handler ended by {type(error).__name__}")
         case _:
             return failed(claim.type, error, policy=handler.options.policy(error))
 

@@ -21,9 +21,7 @@ _CLASS_LENGTH = 200
 _LINE = 500
 
 
-def failed(
-    type: str, error: BaseException, *, policy: RetryPolicy | Literal["never"] | None = None
-) -> Failed:
+def failed(type: str, error: BaseException, *, policy: RetryPolicy | Literal["never"] | None = None) -> Failed:
     """The outcome of an attempt that ended with `error`."""
     message = f"{_class(error)}: {_text(error)}"
     details = {

@@ -32,16 +32,16 @@ from dhara.store.pool import DatabaseSettings, Pool
 from dhara.store.tasks import Reaped, Tasks
 from dhara.store.workers import Workers
 from dhara.telemetry import log as logs
+from dhara.worker import board as boards
 from dhara.worker import process
 from dhara.worker.board import NOBODY, STARTED, Board, attach
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("dhara.worker.keeper")  # it runs as __main__
 
 _WATCH = 0.25
 _LAG_WARNING = 1.0
 _AFTERMATH = 2.0
 _REAP_TRIES = 100
-_EXCLUSIVE_KILL = 0.93  # of L; the runner itself has asked the handler to stop at 0.8 L
 
 
 class KeeperConfig(Struct, frozen=True, kw_only=True):
@@ -79,6 +79,7 @@ class Keeper:
         self._pool = Pool(database, "dhara keeper")
         self._tasks = Tasks(self._pool, database.schema)
         self._workers = Workers(self._pool, database.schema)
+        self._last_moment = boards.last_moment(config.maintenance.stale_after)
         self._culprits: dict[UUID, set[UUID]] = {}
         self._overdue: set[tuple[UUID, UUID]] = set()
         self._lagging: set[UUID] = set()
@@ -89,29 +90,34 @@ class Keeper:
 
     async def run(self, lines: asyncio.StreamReader) -> None:
         """Until told to leave, or until the parent is gone and what it left is cleaned up."""
-        if not await self._connect(lines):
-            return
-        await self._beat.start()
+        # Deadlines and exclusive attempts are watched without a database too.
         await self._watch.start()
-        await self._maintenance.start()
+        listening = asyncio.create_task(self._listen(lines))
+        connecting = asyncio.create_task(self._connect())
         try:
-            if not await self._listen(lines):
+            await asyncio.wait((listening, connecting), return_when=asyncio.FIRST_COMPLETED)
+            if not connecting.done():
+                return  # told to leave, or orphaned, before the database has come: there is nothing to keep
+            await self._beat.start()
+            await self._maintenance.start()
+            if not await listening:
                 await self._orphaned()
         finally:
+            connecting.cancel()
             await self._stop()
 
-    async def _connect(self, lines: asyncio.StreamReader) -> bool:
-        """False if the parent is gone before the database has come."""
+    async def _connect(self) -> None:
         pause = 0.2
-        while not lines.at_eof():
+        failing = False
+        while True:
             try:
                 await self._pool.open()
-                return True
+                return
             except Exception as error:
-                log.warning("the keeper has no database, trying again: %s", error)
+                log.log(logging.DEBUG if failing else logging.WARNING, "the keeper waits for the database: %s", error)
+                failing = True
                 await asyncio.sleep(pause)
                 pause = min(2.0, pause * 2)
-        return False
 
     async def _stop(self) -> None:
         if self._reaping:
@@ -162,7 +168,7 @@ class Keeper:
                 continue
             self._warn_of_lag(board, now - header.tick)
             # An exclusive attempt must not outlive its lease: no acknowledged beat, no process.
-            unheard = now - header.acked > _EXCLUSIVE_KILL * self._config.maintenance.stale_after
+            unheard = now - header.acked > self._last_moment
             entries = board.entries()
             late = [e for e in entries if now > e.deadline or (e.exclusive and unheard)]
             # Seen twice, so that a line that was read while it was written kills nobody.

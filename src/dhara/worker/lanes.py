@@ -29,6 +29,10 @@ class Lanes:
     def serves(self, queue: str) -> bool:
         return self._serves is None or queue in self._serves
 
+    def knows(self, queue: str) -> bool:
+        """Whether any lane of the queue is known to hold tasks."""
+        return any(queue == known for known, _ in self._marks)
+
     def seen(self, lanes: Sequence[Lane]) -> bool:
         """Take in a scan. Lanes with a ready task start from the front again. True if there are any."""
         served = [lane for lane in lanes if self.serves(lane.queue)]

@@ -1,289 +1,261 @@
 """The nursery: a process that forks a child for each attempt that must run alone, and can be killed.
 
 Two kinds do: handlers with `executor="process"`, and suspects (tasks that were running when a process crashed), so that
-the guilty one takes nobody with it and the innocent are acquitted.
+the guilty one takes nobody with it and the innocent are acquitted. This is the runner's side; `children.py` is the
+other.
 
-    runner  ->  nursery   a token and one end of a socket pair, per attempt
-    nursery ->  child     fork; the child runs one attempt and speaks to the runner through its socket
-    nursery ->  runner    how each child ended: exit code or signal
-
-It is forked before the runner has an event loop or threads, with the handlers imported, so a child starts in
-milliseconds. It dies with its runner, and its children with it.
+    `start`   forks it, before the runner has an event loop or threads; when it dies its runner is replaced
+    `spawn`   starts it as a program that imports the handlers, for `async with Worker`; when it dies it starts again
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
-import select
 import signal
 import socket
-import struct
-import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NoReturn
 
-import msgspec
-from msgspec import Struct
-
-from dhara.domain.outcome import (
-    Canceled,
-    Crashed,
-    Done,
-    Failed,
-    Outcome,
-    Released,
-    Settled,
-    Snoozed,
-)
+from dhara.domain.outcome import Crashed, Failed, Outcome, Released
 from dhara.domain.task import Claim
+from dhara.errors import ConfigError
 from dhara.worker import process
-from dhara.worker.context import Context, Line
+from dhara.worker.children import (
+    EXIT,
+    LENGTH,
+    MESSAGES,
+    NOT_STARTED,
+    NURSERY_LOST,
+    READY,
+    TOKEN,
+    Body,
+    Ended,
+    Home,
+    Progressed,
+    Said,
+    frame,
+)
+from dhara.worker.context import Context
 
 log = logging.getLogger(__name__)
 
-_LENGTH = struct.Struct("=I")
-_TOKEN = struct.Struct("=q")
-_EXIT = struct.Struct("=qq")
-_POLL = 0.02
-_EXIT_PATIENCE = 2.0
+_START_PATIENCE = 30.0
+_DEATH_PATIENCE = 2.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+_FULL = 0.002
 
-
-class Hello(Struct, frozen=True, tag=True):
-    """The child's first word."""
-
-    pid: int
-
-
-class Said(Struct, frozen=True, tag=True):
-    """A log line of the handler."""
-
-    line: Line
-
-
-class Progressed(Struct, frozen=True, tag=True):
-    """The handler's progress, JSON text."""
-
-    progress: str
-
-
-class Ended(Struct, frozen=True, tag=True):
-    """The outcome; the child's last word."""
-
-    outcome: Done | Failed | Snoozed | Canceled | Released | Crashed | Settled
-
-
-_ENCODER = msgspec.msgpack.Encoder()
-_DECODER = msgspec.msgpack.Decoder(Hello | Said | Progressed | Ended)
-_CLAIM = msgspec.msgpack.Decoder(Claim)
-
-# What a child does with its claim: the composition root gives it, so that this module knows no executor.
-Body = Callable[[Claim, Callable[[Any], None]], Outcome]
+# Its process's number and our end of its control socket.
+Begun = tuple[int, socket.socket]
 
 
 class Nursery:
-    """The runner's side. `start` must come before the runner's event loop; `attach` inside it."""
+    """The runner's side. `attach` comes on the runner's event loop; nothing can run before."""
 
-    def __init__(self, control: socket.socket, pid: int) -> None:
-        self._control = control
-        self.pid = pid
+    def __init__(self, begun: Begun, again: Callable[[], Begun] | None = None) -> None:
+        self.pid, self._control = begun
+        self._again = again
         self._tokens = 0
         self._exits: dict[int, asyncio.Future[int]] = {}
+        self._ready = asyncio.Event()
+        self._lost = asyncio.Event()
+        self._gone: Callable[[], None] = lambda: None
+        self._pause = _FIRST_PAUSE
+        self._restart: asyncio.TimerHandle | None = None
+        self._closed = False
 
     @classmethod
     def start(cls, body: Body) -> Nursery:
         """Fork the nursery. `body` runs in each child."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = control_pair()
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
             ours.close()
-            _serve(parent, theirs, body)
+            Home(theirs, body).serve(parent)
         theirs.close()
-        ours.setblocking(False)
-        return cls(ours, pid)
+        return cls((pid, ours))
 
-    def attach(self) -> None:
-        """Hear of children that end, on the running loop."""
-        asyncio.get_running_loop().add_reader(self._control.fileno(), self._heard)
+    @classmethod
+    def spawn(cls, begin: Callable[[], Begun]) -> Nursery:
+        """A nursery that `begin` starts, and starts again when it has died."""
+        return cls(begin(), begin)
+
+    async def attach(self, gone: Callable[[], None]) -> None:
+        """Hear of it on the running loop, from when it is ready; `gone` is called when it dies and cannot be replaced.
+
+        Raises `ConfigError` if it does not become ready.
+        """
+        self._gone = gone
+        self._listen()
+        waits = [asyncio.create_task(event.wait()) for event in (self._ready, self._lost)]
+        await asyncio.wait(waits, timeout=_START_PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        if not self._ready.is_set():
+            self.close()
+            raise ConfigError(
+                "the process for attempts that run alone does not start; its own words are above, on standard error"
+            )
 
     def close(self) -> None:
         """End the nursery and what it still runs."""
-        with suppress(RuntimeError, OSError):
-            asyncio.get_running_loop().remove_reader(self._control.fileno())
+        self._closed = True
+        if self._restart is not None:
+            self._restart.cancel()
+        self._deaf()
+        # The end of its control socket makes it kill its children and leave.
         self._control.close()
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-        with suppress(ChildProcessError):
-            os.waitpid(self.pid, 0)
+        _await_end(self.pid)
+
+    def _listen(self) -> None:
+        asyncio.get_running_loop().add_reader(self._control.fileno(), self._heard)
+
+    def _deaf(self) -> None:
+        with suppress(RuntimeError, OSError, ValueError):
+            asyncio.get_running_loop().remove_reader(self._control.fileno())
 
     def _heard(self) -> None:
         try:
-            while data := self._control.recv(_EXIT.size):
-                token, status = _EXIT.unpack(data)
-                waiter = self._exits.pop(token, None)
-                if waiter is not None and not waiter.done():
+            while data := self._control.recv(EXIT.size):
+                token, status = EXIT.unpack(data)
+                if token == READY:
+                    self._ready.set()
+                    self._pause = _FIRST_PAUSE
+                elif (waiter := self._exits.get(token)) is not None and not waiter.done():
                     waiter.set_result(status)
-            asyncio.get_running_loop().remove_reader(self._control.fileno())
         except BlockingIOError:
+            return
+        except OSError:
             pass
+        self._died()
+
+    def _died(self) -> None:
+        self._deaf()
+        self._control.close()
+        _await_end(self.pid)
+        self._ready.clear()
+        self._lost.set()
+        for waiter in self._exits.values():
+            if not waiter.done():
+                waiter.set_result(NURSERY_LOST)
+        if self._again is None:
+            self._gone()
+        elif not self._closed:
+            log.error("the nursery ended; starting another")
+            self._restart = asyncio.get_running_loop().call_later(self._pause, self._begin_again)
+            self._pause = min(_LONGEST_PAUSE, self._pause * 2)
+
+    def _begin_again(self) -> None:
+        assert self._again is not None
+        try:
+            self.pid, self._control = self._again()
         except OSError as error:
-            log.error("the nursery is gone: %s", error)
+            log.error("the nursery could not be started: %s", error)
+            self._restart = asyncio.get_running_loop().call_later(self._pause, self._begin_again)
+            return
+        self._lost.clear()
+        self._listen()
 
     async def run(self, claim: Claim, context: Context) -> Outcome:
         """Run one attempt in a child of its own. Cancelling this call kills the child."""
+        if self._again is None and self._lost.is_set():
+            return Released("its worker is being replaced before it could start")
+        await self._ready.wait()
         self._tokens += 1
         token = self._tokens
-        ours, theirs = socket.socketpair()
-        ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._exits[token] = ended
-        child = _Conversation(context)
+        ended = self._exits[token] = asyncio.get_running_loop().create_future()
+        asked = False
         try:
-            with theirs:
-                socket.send_fds(self._control, [_TOKEN.pack(token)], [theirs.fileno()])
-            outcome = await child.hold(ours, claim)
-            if outcome is not None:
-                return outcome
-            return _crashed(claim, await asyncio.wait_for(ended, _EXIT_PATIENCE))
+            ours, theirs = socket.socketpair()
+            with ours:
+                with theirs:
+                    await self._ask(token, theirs)
+                asked = True
+                outcome = await _hold(ours, claim, context)
+            return _verdict(claim, await ended) if outcome is None else outcome
         except asyncio.CancelledError:
-            child.kill()
+            if asked:
+                await self._kill(token, ended)
             raise
-        except (TimeoutError, OSError) as error:
-            child.kill()
-            return Crashed(f"its process could not be run: {type(error).__name__}: {error}")
+        except OSError as error:
+            return _not_started(str(error))
         finally:
-            self._exits.pop(token, None)
-            ours.close()
+            del self._exits[token]
+
+    async def _ask(self, token: int, theirs: socket.socket | None = None) -> None:
+        fds = [] if theirs is None else [theirs.fileno()]
+        while True:
+            try:
+                socket.send_fds(self._control, [TOKEN.pack(token)], fds)
+                return
+            except OSError as error:
+                # It is behind with its forks, or too many descriptors are on their way to it.
+                if error.errno not in (errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS):
+                    raise
+            await asyncio.sleep(_FULL)
+
+    async def _kill(self, token: int, ended: asyncio.Future[int]) -> None:
+        """Kill a child, and see it dead: its task may start elsewhere the moment this attempt is settled."""
+        with suppress(OSError, TimeoutError):
+            await self._ask(-token)
+            await asyncio.wait_for(asyncio.shield(ended), _DEATH_PATIENCE)
 
 
-class _Conversation:
-    """What a child says, in order."""
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        self._pid = 0
-
-    async def hold(self, sock: socket.socket, claim: Claim) -> Outcome | None:
-        """None if the child ended without an outcome."""
-        sock.setblocking(False)
-        reader, writer = await asyncio.open_connection(sock=sock)
-        try:
-            writer.write(_frame(claim))
-            await writer.drain()
-            while True:
-                (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-                message = _DECODER.decode(await reader.readexactly(length))
-                match message:
-                    case Hello(pid):
-                        self._pid = pid
-                    case Said(line):
-                        self._context.log.keep(line)
-                    case Progressed(progress):
-                        self._context._progress = progress
-                        self._context.dirty = True
-                    case Ended(outcome):
-                        return outcome
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return None
-        finally:
-            writer.close()
-
-    def kill(self) -> None:
-        if self._pid:
-            with suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)
+async def _hold(sock: socket.socket, claim: Claim, context: Context) -> Outcome | None:
+    """The conversation with one child; None if it ended without an outcome."""
+    sock.setblocking(False)
+    reader, writer = await asyncio.open_connection(sock=sock)
+    try:
+        writer.write(frame(claim))
+        await writer.drain()
+        while True:
+            (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
+            match MESSAGES.decode(await reader.readexactly(length)):
+                case Said(line):
+                    context.log.keep(line)
+                case Progressed(progress):
+                    context.tell_progress(progress)
+                case Ended(outcome):
+                    return outcome
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
+    finally:
+        writer.close()
 
 
-def _crashed(claim: Claim, status: int) -> Crashed:
-    code = os.waitstatus_to_exitcode(status)
-    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+def _verdict(claim: Claim, status: int) -> Outcome:
+    if status == NOT_STARTED:
+        return _not_started("the machine has no room for it")
+    if status == NURSERY_LOST:
+        # Not a crash of its own: neighbours in the nursery must not be taken for poison.
+        text = "its process was killed as the process that had forked it ended"
+        return Failed(text, fingerprint=f"nursery:{claim.type}")
+    how = process.ending(os.waitstatus_to_exitcode(status))
     return Crashed(how, fingerprint=f"crash:{claim.type}:{how}")
 
 
-def _frame(message: Any) -> bytes:
-    data = _ENCODER.encode(message)
-    return _LENGTH.pack(len(data)) + data
+def _not_started(why: str) -> Failed:
+    return Failed(f"no process could be started for it: {why}", fingerprint="no process")
 
 
-# the nursery's own process
+def control_pair() -> tuple[socket.socket, socket.socket]:
+    """Ours, which never blocks, and the nursery's end of the socket that both speak through."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    return ours, theirs
 
 
-def _serve(parent: int, control: socket.socket, body: Body) -> NoReturn:
-    process.die_with_parent(parent)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    tokens: dict[int, int] = {}
-    try:
-        while True:
-            # Without children there is nothing to wait for but the next request.
-            readable, _, _ = select.select([control], [], [], _POLL if tokens else None)
-            if readable:
-                data, fds, _, _ = socket.recv_fds(control, _TOKEN.size, 1)
-                if not data:
-                    break
-                tokens[_fork(control, fds[0], body)] = _TOKEN.unpack(data)[0]
-            _report_ended(control, tokens)
-    finally:
-        for pid in tokens:
-            with suppress(ProcessLookupError):
+def _await_end(pid: int) -> None:
+    """Collect a process that is about to end; kill it if it does not."""
+    deadline = time.monotonic() + 1.0
+    with suppress(ChildProcessError):
+        while os.waitpid(pid, os.WNOHANG)[0] == 0:
+            if time.monotonic() > deadline:
                 os.kill(pid, signal.SIGKILL)
-        os._exit(0)
-
-
-def _fork(control: socket.socket, fd: int, body: Body) -> int:
-    parent = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        control.close()
-        _child(parent, fd, body)
-    os.close(fd)
-    return pid
-
-
-def _report_ended(control: socket.socket, tokens: dict[int, int]) -> None:
-    while tokens:
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if pid == 0:
-            return
-        token = tokens.pop(pid, None)
-        if token is not None:
-            control.send(_EXIT.pack(token, status))
-
-
-# a child's own process
-
-
-def _child(parent: int, fd: int, body: Body) -> NoReturn:
-    code = 1
-    try:
-        process.die_with_parent(parent)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
-        sock = socket.socket(fileno=fd)
-        claim = _CLAIM.decode(_receive(sock))
-        send: Callable[[Any], None] = lambda message: sock.sendall(_frame(message))  # noqa: E731
-        send(Hello(os.getpid()))
-        send(Ended(body(claim, send)))
-        code = 0
-    except BaseException as error:
-        sys.stderr.write(f"dhara: an attempt's process failed: {error!r}\n")
-    finally:
-        os._exit(code)
-
-
-def _receive(sock: socket.socket) -> bytes:
-    (length,) = _LENGTH.unpack(_exactly(sock, _LENGTH.size))
-    return _exactly(sock, length)
-
-
-def _exactly(sock: socket.socket, n: int) -> bytes:
-    parts = []
-    while n:
-        part = sock.recv(n)
-        if not part:
-            raise ConnectionError("the runner is gone")
-        parts.append(part)
-        n -= len(part)
-    return b"".join(parts)
+                os.waitpid(pid, 0)
+                return
+            time.sleep(0.002)

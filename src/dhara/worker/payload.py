@@ -21,7 +21,11 @@ class Model:
     def load(self, payload: Any) -> Any:
         """The object. Raises `ValueError` saying what does not fit."""
         try:
-            return self.kind.model_validate(payload) if self._pydantic else msgspec.convert(payload, self.kind)
+            return (
+                self.kind.model_validate(payload)
+                if self._pydantic
+                else msgspec.convert(payload, self.kind, str_keys=True)
+            )
         except (ValueError, TypeError) as error:
             raise ValueError(f"the payload is no {self.kind.__name__}: {error}") from None
 
@@ -33,7 +37,7 @@ class Model:
             value = args[0]
         else:
             value = self.kind(*args, **kwargs)
-        return value.model_dump(mode="json") if self._pydantic else msgspec.to_builtins(value)
+        return value.model_dump(mode="json") if self._pydantic else msgspec.to_builtins(value, str_keys=True)
 
 
 def model_of(signature: inspect.Signature, hints: Mapping[str, Any]) -> Model | None:

@@ -31,6 +31,16 @@ def runs(pid: int) -> bool:
     return True
 
 
+def ending(code: int) -> str:
+    """How a process ended, for people: `signal SIGSEGV`, `exit code 3`. `code` is negative for a signal."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:  # real-time signals have no names
+        return f"signal {-code}"
+
+
 def memory() -> int:
     """Bytes of memory that this process occupies now; 0 where it cannot be told."""
     try:

@@ -203,6 +203,11 @@ class Registry:
         """The task types known here, sorted."""
         return sorted(self._handlers)
 
+    @property
+    def handlers(self) -> list[Handler[..., Any]]:
+        """All handlers, in the order of their registration."""
+        return list(self._handlers.values())
+
     def get(self, type: str) -> Handler[..., Any] | None:
         """The handler of `type`, or None."""
         return self._handlers.get(type)

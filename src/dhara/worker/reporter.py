@@ -17,11 +17,17 @@ class Reporter:
 
     async def report(self) -> None:
         """One round."""
-        rows = []
+        rows, reported = [], []
         for slot in self._slots.at_work():
             context = slot.context
             if slot.claim is not None and context is not None and context.dirty:
                 context.dirty = False
+                reported.append(context)
                 rows.append((slot.claim.id, slot.claim.lease, context._progress, context.log.to_json()))
-        if rows:
-            await self._tasks.report(rows)
+        try:
+            if rows:
+                await self._tasks.report(rows)
+        except BaseException:
+            for context in reported:
+                context.dirty = True
+            raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import random
 import socket
@@ -25,6 +26,7 @@ from dhara.domain.backoff import Backoff
 from dhara.domain.outcome import Released
 from dhara.domain.settle import Settlement
 from dhara.domain.task import Claim
+from dhara.errors import ConfigError, DharaError
 from dhara.service import Every
 from dhara.settings import Settings
 from dhara.store.pool import DatabaseSettings, Pool
@@ -72,7 +74,7 @@ class RunnerSettings(Struct, frozen=True, kw_only=True):
     def of(cls, settings: Settings, queues: Mapping[str, int] | None, concurrency: int) -> RunnerSettings:
         """From the process's settings."""
         return cls(
-            database=database_settings(settings),
+            database=DatabaseSettings.of(settings),
             concurrency=concurrency,
             queues=dict(queues) if queues else {ALL_QUEUES: concurrency},
             poll_interval=settings.poll_interval,
@@ -86,19 +88,6 @@ class RunnerSettings(Struct, frozen=True, kw_only=True):
             recycle_memory=settings.recycle_memory,
             backoff=Backoff(base=settings.base_backoff, cap=settings.max_backoff),
         )
-
-
-def database_settings(settings: Settings) -> DatabaseSettings:
-    """The part of the settings that concerns the database."""
-    return DatabaseSettings(
-        dsn=settings.database_url,
-        schema=settings.schema,
-        pool_min=min(settings.pool_min, settings.pool_max),
-        pool_max=settings.pool_max,
-        connect_timeout=settings.connect_timeout,
-        command_timeout=settings.command_timeout,
-        prepared=not settings.pooler,
-    )
 
 
 class Runner:
@@ -126,9 +115,13 @@ class Runner:
         self._life = AsyncExitStack()
         schema = settings.database.schema
         self._pool = Pool(settings.database, "dhara runner")
+        # Handlers that hold a transaction for long must not keep claims and settlements from theirs.
+        self._handlers_pool = Pool(isolated.for_handlers(settings.database), "dhara handler")
         self.tasks = Tasks(self._pool, schema)
         self._workers = Workers(self._pool, schema)
-        self.settler = Settler(tasks=self.tasks, worker=worker, rng=self._rng, rejected=self._rejected)
+        self.settler = Settler(
+            tasks=self.tasks, worker=worker, rng=self._rng, rejected=self._rejected, relieved=self._freed
+        )
         self.slots = Slots(
             registry,
             concurrency=settings.concurrency,
@@ -161,14 +154,41 @@ class Runner:
         self._report = Every(reporter.INTERVAL, reporter.Reporter(self.slots, self.tasks).report, "reporting progress")
         self._listener = Listener(settings.database, self.claimer.wake, self._cancel_heard, self._rng)
         self._watchdog: Watchdog | None = None
+        self._said: asyncio.Task[None] | None = None
         self._next_memory_look = 0.0
 
     # life
 
     async def start(self) -> None:
         """Connect, announce the worker, begin to claim. Raises `Unavailable` or `ConfigError`."""
-        await self._pool.open()
-        self._state = await self._life.enter_async_context(self.registry.live())
+        try:
+            await self._prepare()
+        except BaseException:
+            with suppress(Exception):
+                await self._life.aclose()
+            raise
+        self._board.announce(self.id, time.monotonic())
+        self.slots.start()
+        self._watchdog = Watchdog(self.slots, asyncio.get_running_loop())
+        self._watchdog.start()
+        for service in (self.settler, self._sweep, self._compare, self._report, self.claimer):
+            await service.start()
+        if self.settings.wakeups:
+            await self._listener.start()
+        log.info("worker %s: %d slots, queues %s", self.id, self.settings.concurrency, ", ".join(self.settings.queues))
+
+    async def _prepare(self) -> None:
+        """Everything that may fail; what has been opened is closed by `_life`, in reverse."""
+        for pool in (self._pool, self._handlers_pool):
+            await pool.open()
+            self._life.push_async_callback(pool.close)
+        if self._nursery is not None:
+            await self._nursery.attach(lambda: self._wear_out("its nursery has ended"))
+        try:
+            self._state = await self._life.enter_async_context(self.registry.live())
+        except Exception as error:
+            why = error if isinstance(error, DharaError) else f"{type(error).__name__}: {error}"
+            raise ConfigError(f"the registry's lifespan failed as it began: {why}") from error
         await self._workers.register(
             NewWorker(
                 id=self.id,
@@ -180,35 +200,24 @@ class Runner:
                 slots=self.settings.concurrency,
             )
         )
-        self._board.announce(self.id, time.monotonic())
-        if self._nursery is not None:
-            self._nursery.attach()
-        self.slots.start()
-        self._watchdog = Watchdog(self.slots, asyncio.get_running_loop())
-        self._watchdog.start()
-        for service in (self.settler, self._sweep, self._compare, self._report, self.claimer):
-            await service.start()
-        if self.settings.wakeups:
-            await self._listener.start()
-        log.info(
-            "worker %s: %d slots, queues %s", self.id, self.settings.concurrency, ", ".join(self.settings.queues)
-        )
 
     async def drain(self, grace: float | None = None) -> None:
-        """Claim nothing more, finish what runs within `grace` seconds (None: SHUTDOWN_TIMEOUT), release the rest."""
-        if self.draining:
-            return
-        self.draining = True
+        """Claim nothing more, finish what runs within `grace` seconds (None: SHUTDOWN_TIMEOUT), release the rest.
+
+        May be called again, with another grace, when an earlier call was cancelled.
+        """
         grace = self.settings.shutdown_timeout if grace is None else grace
-        log.info("worker %s drains: %d running, at most %g s", self.id, self.slots.busy, grace)
-        said = asyncio.create_task(self._say_draining())
+        most = "as long as they take" if grace == math.inf else f"at most {grace:g} s"
+        log.info("worker %s drains: %d running, %s", self.id, self.slots.busy, most)
+        if not self.draining:
+            self.draining = True
+            self._said = asyncio.create_task(self._say_draining())
         await self._claims_landed()
         self.slots.release_unstarted()
         try:
-            await asyncio.wait_for(self.slots.all_idle.wait(), grace)
+            await asyncio.wait_for(self.slots.all_idle.wait(), None if grace == math.inf else grace)
         except TimeoutError:
             await self.release()
-        await said
 
     async def release(self) -> None:
         """Give back what still runs, now; `async` handlers are interrupted, threads are left behind."""
@@ -234,13 +243,16 @@ class Runner:
             await service.stop()
         if self._watchdog is not None:
             self._watchdog.stop()
+        if self._said is not None:
+            await self._said
         await self._sign_off()
         self._board.stopped()
-        with suppress(Exception):
-            await self._life.aclose()
-        await self._pool.close()
         if self._nursery is not None:
             self._nursery.close()
+        try:
+            await self._life.aclose()
+        except Exception:
+            log.exception("the registry's lifespan failed as it ended")
 
     async def _sign_off(self) -> None:
         try:
@@ -269,7 +281,7 @@ class Runner:
         self.claimer.freed()
 
     def _room(self) -> int:
-        return 0 if self.draining or self.settler.full else self.slots.room()
+        return 0 if self.draining or self.worn.is_set() or self.settler.full else self.slots.room()
 
     def _deliver(self, claims: list[Claim]) -> None:
         if not self.draining:
@@ -294,7 +306,8 @@ class Runner:
 
     def _transaction(self, context: Context, session: Any) -> Transaction:
         async def open(stack: AsyncExitStack) -> asyncpg.Connection[asyncpg.Record]:
-            connection: asyncpg.Connection[asyncpg.Record] = await stack.enter_async_context(self._pool.acquire())
+            acquired = self._handlers_pool.acquire()
+            connection: asyncpg.Connection[asyncpg.Record] = await stack.enter_async_context(acquired)
             return connection
 
         return isolated.transaction(context, session, self.settings.database.schema, open)

@@ -28,16 +28,23 @@ _LONGEST_PAUSE = 2.0
 
 
 class Settler(Service):
-    """Writes the settlements of one worker."""
+    """Writes the settlements of one worker. `rejected` hears of each stale one, `relieved` when it is no longer full."""
 
     def __init__(
-        self, *, tasks: Tasks, worker: UUID, rng: random.Random, rejected: Callable[[Settlement], None] = lambda s: None
+        self,
+        *,
+        tasks: Tasks,
+        worker: UUID,
+        rng: random.Random,
+        rejected: Callable[[Settlement], None] = lambda s: None,
+        relieved: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
         self._tasks = tasks
         self._worker = worker
         self._rng = rng
         self._rejected = rejected
+        self._relieved = relieved
         self._waiting: list[Settlement] = []
         self._flushing: Sequence[Settlement] = ()
         self._news = asyncio.Event()
@@ -70,7 +77,10 @@ class Settler(Service):
     async def run(self) -> None:
         while True:
             await self._news.wait()
+            was_full = self.full
             batch, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
+            if was_full and not self.full:
+                self._relieved()  # by now all slots may be idle, so nobody else would say that there is room
             if not batch:
                 self._news.clear()
                 self._empty.set()
@@ -105,20 +115,12 @@ class Settler(Service):
                 await self._write([settlement])
             return
         (bad,) = batch
+        burial = _burial(bad, error)
+        if bad == burial:
+            log.error("task %s cannot be settled at all, it is given back: %s", bad.id, error)
+            return
         log.error("task %s: its settlement cannot be stored: %s", bad.id, error)
-        await self._write(
-            [
-                Settlement(
-                    bad.id,
-                    bad.lease,
-                    bad.attempt,
-                    Event.DEAD,
-                    failed=1,
-                    reason="invalid_result",
-                    last_error=f"what the attempt answered cannot be stored: {type(error).__name__}",
-                )
-            ]
-        )
+        await self._write([burial])
 
     async def _settle(self, batch: Sequence[Settlement]) -> None:
         accepted = await self._tasks.settle(batch)
@@ -127,7 +129,9 @@ class Settler(Service):
         stale = [s for s in batch if s.lease not in accepted]
         log.warning(
             "the leases of %d attempts were lost, their outcomes are discarded: task %s%s",
-            len(stale), stale[0].id, " and others" if len(stale) > 1 else "",
+            len(stale),
+            stale[0].id,
+            " and others" if len(stale) > 1 else "",
         )
         for settlement in stale:
             self._rejected(settlement)
@@ -135,3 +139,16 @@ class Settler(Service):
             await self._tasks.reject(self._worker, stale)
         except Exception as error:
             log.warning("%d refused settlements could not be put on record: %s", len(stale), error)
+
+
+def _burial(bad: Settlement, error: Exception) -> Settlement:
+    """DEAD, and nothing in it that the database could refuse."""
+    return Settlement(
+        bad.id,
+        bad.lease,
+        bad.attempt,
+        Event.DEAD,
+        failed=1,
+        reason="invalid_result",
+        last_error=f"what the attempt answered cannot be stored: {type(error).__name__}",
+    )

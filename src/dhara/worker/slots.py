@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
+import signal
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -22,7 +24,7 @@ from dhara.domain.outcome import Crashed, Failed, Outcome, Released
 from dhara.domain.settle import Settlement, decide
 from dhara.domain.task import Claim
 from dhara.telemetry import log as logs
-from dhara.worker.board import Board
+from dhara.worker.board import Board, first_moment, last_moment
 from dhara.worker.context import Context
 from dhara.worker.executor import Executor, interrupted
 from dhara.worker.failure import failed
@@ -38,7 +40,6 @@ _AHEAD_SECONDS = 0.05
 _AHEAD_MOST = 1_000
 _TURN = 32
 _EXIT_PATIENCE = 0.5
-_EXCLUSIVE_STOP = 0.8  # of L
 
 
 class Slots:
@@ -69,7 +70,9 @@ class Slots:
         self._make_context = make_context
         self._handler_timeout = handler_timeout
         self._kill_grace = kill_grace
-        self._stale_after = stale_after
+        self._first_moment, self._last_moment = first_moment(stale_after), last_moment(stale_after)
+        self._unheard = False
+        self._any_exclusive = any(handler.options.exclusive for handler in registry.handlers)
         self._backoff = backoff
         self._nursery = nursery
         self._rng = rng
@@ -110,7 +113,7 @@ class Slots:
 
     def room(self) -> int:
         """How many more tasks will start within about 50 ms."""
-        if self._suspects or self._alone or self.condemned():
+        if self._suspects or self._alone or self.condemned() or (self._unheard and self._any_exclusive):
             return 0
         ahead = min(_AHEAD_MOST, int(self._rate * _AHEAD_SECONDS))
         return len(self.slots) + ahead - self.busy - len(self._waiting)
@@ -145,12 +148,16 @@ class Slots:
         """Give back what no slot has begun."""
         for queue in (self._waiting, self._suspects):
             while queue:
-                claim = queue.popleft()
-                self._of_queue[claim.queue] -= 1
-                self.settle(claim, Released("not started before the worker drained"))
+                self._give_back(queue.popleft(), "not started before the worker drained")
+
+    def _give_back(self, claim: Claim, why: str) -> None:
+        self._of_queue[claim.queue] -= 1
+        self.settle(claim, Released(why))
+        self._quiet()
+        self._freed()
 
     def _next(self) -> Claim | None:
-        if self._waiting:
+        if self._waiting and not self._alone:
             return self._waiting.popleft()
         if self._suspects and not self.busy:
             self._alone = True
@@ -161,7 +168,7 @@ class Slots:
 
     async def _serve(self, slot: Slot) -> None:
         turns = 0
-        while True:
+        while slot.stop is not Stop.EXIT:
             while (claim := self._next()) is None:
                 waiter = asyncio.get_running_loop().create_future()
                 self._idle.append(waiter)
@@ -174,7 +181,10 @@ class Slots:
     async def _attempt(self, slot: Slot, claim: Claim) -> None:
         handler = self._registry.get(claim.type)
         if handler is None:  # cannot be: only types of the registry are claimed
-            self.settle(claim, Released("type unknown here"))
+            self._give_back(claim, "type unknown here")
+            return
+        if handler.options.exclusive and self._unheard:
+            self._give_back(claim, "no heartbeat is acknowledged; an exclusive attempt does not begin")
             return
         alone = self._nursery is not None and (claim.crashes > 0 or handler.options.executor == "process")
         self._begin(slot, claim, handler, alone)
@@ -182,7 +192,7 @@ class Slots:
         logs.attempt.set(claim.attempt)
         try:
             if alone:
-                outcome = await self._run_alone(slot, claim)
+                outcome = await self._run_alone(slot, claim, handler)
             else:
                 outcome = await self._executor.execute(handler, claim, slot)
             self._conclude(slot, claim, outcome)
@@ -212,19 +222,22 @@ class Slots:
         self.busy -= 1
         self.finished += 1
         self._of_queue[claim.queue] -= 1
+        self._quiet()
+
+    def _quiet(self) -> None:
+        """If nothing runs any more: the next suspect may, or all that waited for the last one."""
         if not self.busy:
             self._alone = False
             self.all_idle.set()
-            if self._suspects:
-                self._wake(1)
+            self._wake(max(len(self._waiting), len(self._suspects)))
 
-    async def _run_alone(self, slot: Slot, claim: Claim) -> Outcome:
+    async def _run_alone(self, slot: Slot, claim: Claim, handler: Handler[..., object]) -> Outcome:
         assert self._nursery is not None
         slot.context = self._make_context(claim)
         try:
             return await self._nursery.run(claim, slot.context)
         except asyncio.CancelledError as error:
-            return interrupted(slot, claim, error)
+            return interrupted(slot, claim, error, handler.options)
 
     def _conclude(self, slot: Slot, claim: Claim, outcome: Outcome) -> None:
         lines = progress = None
@@ -267,16 +280,39 @@ class Slots:
         elapsed = max(now - self._last_sweep, 0.001)
         self._rate = 0.7 * self._rate + 0.3 * (self.finished - self._counted) / elapsed
         self._counted, self._last_sweep = self.finished, now
-        unheard = now - self._board.acked() > _EXCLUSIVE_STOP * self._stale_after
+        unheard = now - self._board.acked()
+        self._hear(unheard > self._first_moment)
         for slot in self.slots:
-            if slot.claim is None or (slot.stop is not None and now < slot.stop_at + 1):
+            if slot.claim is None:
+                continue
+            if slot.exclusive and unheard > self._last_moment:
+                self._end_process(slot.claim)
+            if slot.stop is not None and now < slot.stop_at + 1:
                 continue
             if now > slot.deadline:
                 slot.interrupt(slot.stop or Stop.TIMEOUT, now)
                 slot.stop_at = now
-            elif slot.exclusive and unheard:
+            elif slot.exclusive and self._unheard:
                 slot.interrupt(Stop.EXCLUSIVE, now)
                 slot.stop_at = now
+
+    def _hear(self, unheard: bool) -> None:
+        """Take in whether heartbeats are acknowledged; as long as not, nothing exclusive begins."""
+        if unheard == self._unheard:
+            return
+        self._unheard = unheard
+        if self._any_exclusive:
+            log.warning(
+                "no heartbeat is acknowledged; exclusive attempts stop, nothing is claimed"
+                if unheard
+                else "heartbeats are acknowledged again"
+            )
+        self._freed()
+
+    def _end_process(self, claim: Claim) -> None:
+        """The last resort: the keeper should have done it, but may be stopped itself."""
+        log.critical("exclusive task %s did not stop, and its lease is about to be lost; ending this process", claim.id)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def cancel(self, lease: UUID) -> None:
         """An operator wants the attempt under `lease` to stop."""
@@ -289,7 +325,8 @@ class Slots:
     def lose(self, lease: UUID) -> None:
         """The attempt under `lease` is someone else's now; it may go on, its outcome will be discarded."""
         for slot in self.slots:
-            if slot.claim is not None and slot.claim.lease == lease and slot.context is not None:
+            held = slot.claim is not None and slot.claim.lease == lease
+            if held and slot.context is not None and not slot.context.settled:
                 slot.context._lost.set()
 
     def interrupt_all(self) -> None:
@@ -299,9 +336,12 @@ class Slots:
             slot.interrupt(Stop.DRAIN, now)
 
     def abandon(self) -> None:
-        """Release what did not heed; its threads are left behind."""
+        """Release what did not heed; its threads are left behind.
+
+        Not what is exclusive: it may still be running as this process ends, so a reaper takes it back later.
+        """
         for slot in self.slots:
-            if slot.claim is not None:
+            if slot.claim is not None and not slot.exclusive:
                 self.settle(slot.claim, Released("the worker stopped; the handler did not heed it"))
 
     def leases(self) -> set[UUID]:
@@ -316,4 +356,3 @@ class Slots:
 
 def _with_progress(settlement: Settlement, progress: str) -> Settlement:
     return structs.replace(settlement, progress=progress)
-

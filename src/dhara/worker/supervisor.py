@@ -25,11 +25,13 @@ from msgspec import Struct
 from dhara.errors import ConfigError
 from dhara.maintenance.settings import MaintenanceSettings
 from dhara.settings import Settings
+from dhara.store.pool import DatabaseSettings
 from dhara.worker import board as boards
+from dhara.worker import process
 from dhara.worker.entry import EXIT_CONFIG, EXIT_SCHEMA, EXIT_UNAVAILABLE, load_registry, run_child
 from dhara.worker.keeper import Died, KeeperConfig, Leave
 from dhara.worker.registry import Registry
-from dhara.worker.runner import RunnerSettings, database_settings
+from dhara.worker.runner import RunnerSettings
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +163,7 @@ class Supervisor:
         header = child.board.header()
         if header.flags == boards.STARTED:
             child.ever = True
-            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            how = process.ending(code)
             log.error("runner of worker %s ended: %s", header.worker, how)
             self._tell(Died(header.worker, how))
         elif code in _FATAL and not child.ever:
@@ -174,7 +176,7 @@ class Supervisor:
         if time.monotonic() - child.started > _HEALTHY:
             child.crashes = 0
         pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**child.crashes) if code else 0.0
-        child.crashes += 1
+        child.crashes += code != 0
         child.start_at = time.monotonic() + pause
 
     # the keeper
@@ -221,7 +223,7 @@ def resolve(spec: WorkerSpec) -> Registry:
 def start_keeper(settings: Settings, fd: int, processes: int, slots: int) -> subprocess.Popen[bytes]:
     """A keeper process for the boards in `fd`. The configuration goes through its standard input, not its command line."""
     config = KeeperConfig(
-        database=database_settings(settings),
+        database=DatabaseSettings.of(settings),
         maintenance=MaintenanceSettings.of(settings),
         fd=fd,
         processes=processes,
@@ -254,5 +256,3 @@ def _write(stream: IO[bytes] | None, line: bytes) -> None:
     assert stream is not None
     stream.write(line + b"\n")
     stream.flush()
-
-

@@ -15,9 +15,11 @@ from dhara.domain.ids import IdSource
 from dhara.errors import ConfigError
 from dhara.service import Every
 from dhara.store import migrate
-from dhara.store.pool import connect
+from dhara.store.pool import DatabaseSettings, connect
 from dhara.worker import board as boards
+from dhara.worker import spawned
 from dhara.worker.keeper import Leave
+from dhara.worker.nursery import Nursery
 from dhara.worker.registry import Registry
 from dhara.worker.runner import Runner, RunnerSettings
 from dhara.worker.supervisor import WorkerSpec, send, start_keeper, supervise
@@ -34,6 +36,11 @@ class Worker:
     main thread, before starting threads. `async with Worker(...)` runs the handlers on the caller's own loop; its
     keeper is a process all the same. `queues`: name -> slots; None: all queues. Further keyword arguments are settings
     by their names, such as `stale_after=30` (seconds).
+
+    With handlers of `executor="process"`, `async with` starts one more process, which imports their module and forks one
+    child an attempt. So the registry must be a global of a module that can be imported, and a script must guard what it
+    runs by `if __name__ == "__main__":`; else `ConfigError`. Without such handlers a task that was running when a process
+    crashed runs in this process, while nothing else does.
     """
 
     def __init__(
@@ -61,6 +68,7 @@ class Worker:
 
     def run(self) -> int:
         """Run until SIGTERM or SIGINT; answers the exit code (0: drained)."""
+        spawned.refuse_recursion()
         return supervise(
             WorkerSpec(
                 settings=self.settings,
@@ -79,6 +87,7 @@ class Worker:
         return self._runner
 
     async def __aenter__(self) -> Self:
+        spawned.refuse_recursion()
         settings = RunnerSettings.of(self.settings, self._queues, self._concurrency)
         connection = await connect(settings.database, "dhara worker start")
         try:
@@ -87,10 +96,22 @@ class Worker:
             await connection.close()
         self._fd = boards.share(1, self._concurrency)
         (board,) = boards.attach(self._fd, 1, self._concurrency)
-        self._runner = Runner(self._registry, settings, worker=IdSource().new(), board=board)
+        runner = Runner(
+            self._registry, settings, worker=IdSource().new(), board=board, nursery=self._nursery(settings.database)
+        )
         await self._watch.start()
-        await self._runner.start()
+        try:
+            await runner.start()
+        except BaseException:
+            await self._end()
+            raise
+        self._runner = runner
         return self
+
+    def _nursery(self, database: DatabaseSettings) -> Nursery | None:
+        if all(handler.options.executor != "process" for handler in self._registry.handlers):
+            return None
+        return Nursery.spawn(spawned.beginner(self._registry, database, self.settings.log_level))
 
     async def __aexit__(self, *exc: object) -> None:
         await self.drain()
@@ -102,6 +123,9 @@ class Worker:
             return
         await runner.drain(grace)
         await runner.stop()
+        await self._end()
+
+    async def _end(self) -> None:
         await self._watch.stop()
         await asyncio.to_thread(self._stop_keeper)
 

@@ -216,7 +216,7 @@ CREATE FUNCTION dhara.refuse_truncate() RETURNS trigger
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RAISE EXCEPTION 'dhara: % may not be truncated', TG_TABLE_NAME USING ERRCODE = 'check_violation',
-        HINT = 'Final tasks leave by retention (dhara docs: how-to/retention).';
+        HINT = 'Final tasks leave by retention (dhara docs: how-to/keep-and-prune).';
 END $$;
 CREATE TRIGGER tasks_refuse_truncate BEFORE TRUNCATE ON dhara.tasks
     FOR EACH STATEMENT EXECUTE FUNCTION dhara.refuse_truncate();

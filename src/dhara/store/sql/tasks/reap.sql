@@ -12,7 +12,7 @@ WITH worker AS (
     SELECT t.id, t.cancel_requested_at, t.crashes, t.failures, t.max_retries, t.logs,
            $8::uuid[] IS NULL OR t.lease = ANY ($8::uuid[]) AS blamed
     FROM dhara.tasks AS t JOIN worker ON t.locked_by = worker.id
-    WHERE t.status = 'RUNNING' AND t.started_at <= clock_timestamp() - $3 * interval '1 second'
+    WHERE t.locked_by = $1 AND t.status = 'RUNNING' AND t.started_at <= clock_timestamp() - $3 * interval '1 second'
     ORDER BY t.id LIMIT $4
     FOR UPDATE OF t SKIP LOCKED
 ), judged AS (

@@ -1,0 +1,62 @@
+"""Ids: UUIDv7, growing, never twice."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from uuid import RFC_4122, UUID
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dhara.domain.ids import IdSource, new_id
+
+MOMENTS = st.integers(0, 2**48 - 10)
+
+
+def milliseconds(id: UUID) -> int:
+    return id.int >> 80
+
+
+@given(st.lists(MOMENTS, min_size=1, max_size=50), st.integers(0, 255))
+def test_they_grow_whatever_the_clock_does(moments: list[int], byte: int) -> None:
+    """Also when it stands still or goes back, and with the dullest or wildest dice."""
+    clock = iter(moments)
+    source = IdSource(lambda: next(clock), lambda n: bytes([byte]) * n)
+    ids = [source.new() for _ in moments]
+    assert all(a < b for a, b in zip(ids, ids[1:], strict=False))
+    assert {(id.version, id.variant) for id in ids} == {(7, RFC_4122)}
+    highest = -1
+    for id, moment in zip(ids, moments, strict=True):
+        highest = max(highest, moment)
+        assert highest <= milliseconds(id) <= highest + len(moments)
+
+
+def test_time_in_front() -> None:
+    before, id, after = time.time(), new_id(), time.time()
+    assert before - 0.002 <= milliseconds(id) / 1000 <= after + 1
+
+
+def test_a_full_millisecond_runs_over_into_the_next() -> None:
+    source = IdSource(lambda: 1_000, lambda n: b"\xff" * n)
+    ids = [source.new() for _ in range(3)]
+    assert [milliseconds(id) for id in ids] == [1_000, 1_001, 1_001]
+    assert sorted(ids) == ids
+
+
+def test_never_twice_among_threads() -> None:
+    """Two equal ids would make the second task vanish as a repetition of the first."""
+    source = IdSource(lambda: 1, lambda n: b"\x00" * n)
+    found: list[list[UUID]] = [[] for _ in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=lambda own=own: own.extend(source.new() for _ in range(1_500))) for own in found]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert len({id for own in found for id in own}) == 4 * 1_500

@@ -1,0 +1,379 @@
+"""The claimer: woken or polling, above its watermarks, never more than there is room for."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from dhara.domain.task import Claim
+from dhara.store.pool import Pool
+from dhara.store.queues import Queues
+from dhara.store.tasks import Lane, Tasks, Watermark
+from dhara.worker.claimer import Claimer
+from tests.factories import Connection, make_task, make_worker, new_task
+from tests.waiting import eventually
+
+LONG = 60.0  # a poll interval that no test lives to see
+
+
+class Desk:
+    """What the claimer is given and what it gives."""
+
+    def __init__(self, room: int = 1_000, rooms: Mapping[str, int] | None = None) -> None:
+        self.room = room
+        self.rooms = dict(rooms or {})
+        self.batches: list[list[Claim]] = []
+
+    def deliver(self, claims: list[Claim]) -> None:
+        self.batches.append(claims)
+        self.room -= len(claims)
+        for claim in claims:
+            if claim.queue in self.rooms:
+                self.rooms[claim.queue] -= 1
+
+    @property
+    def taken(self) -> list[UUID]:
+        return [claim.id for batch in self.batches for claim in batch]
+
+    async def gets(self, n: int, timeout: float = 5) -> list[UUID]:
+        """The ids once there are at least `n`."""
+        await eventually(lambda: len(self.taken) >= n, timeout, f"{n} claims, not {len(self.taken)}")
+        return self.taken
+
+
+class Counting(Tasks):
+    """The real statements, counted; `slow` seconds for a scan."""
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__(pool)
+        self.claims = 0
+        self.scans = 0
+        self.slow = 0.0
+
+    async def lanes(self) -> list[Lane]:
+        self.scans += 1
+        found = await super().lanes()
+        await asyncio.sleep(self.slow)
+        return found
+
+    async def claim(self, worker: UUID, types: Sequence[str], most: int, lanes: Sequence[Watermark]) -> list[Claim]:
+        self.claims += 1
+        assert 1 <= most <= 1_000
+        return await super().claim(worker, types, most, lanes)
+
+
+@asynccontextmanager
+async def claiming(
+    pool: Pool,
+    desk: Desk,
+    *,
+    poll: float = LONG,
+    queues: Mapping[str, int] | None = None,
+    types: Sequence[str] = ("t",),
+    tasks: Tasks | None = None,
+) -> AsyncIterator[Claimer]:
+    """A claimer at work, after its first look round."""
+    claimer = Claimer(
+        tasks=tasks or Tasks(pool),
+        worker=await make_worker(pool),
+        types=list(types),
+        queues=queues or {"*": 10},
+        poll_interval=poll,
+        room=lambda: desk.room,
+        rooms=lambda: desk.rooms,
+        deliver=desk.deliver,
+        rng=random.Random(1),
+    )
+    async with claimer:
+        await eventually(lambda: claimer._last_scan > 0 or desk.room <= 0)
+        yield claimer
+
+
+async def test_claims_what_is_there_at_the_start(pool: Pool) -> None:
+    ids = [(await make_task(pool)).id for _ in range(3)]
+    async with claiming(pool, desk := Desk()):
+        assert await desk.gets(3) == ids
+
+
+async def test_woken(pool: Pool) -> None:
+    async with claiming(pool, desk := Desk()) as claimer:
+        for n in range(3):
+            task = await make_task(pool)
+            claimer.wake("default")
+            assert (await desk.gets(n + 1))[n] == task.id
+
+
+async def test_woken_for_any_queue_after_a_reconnect(pool: Pool) -> None:
+    async with claiming(pool, desk := Desk()) as claimer:
+        await make_task(pool, queue="mail")
+        claimer.wake("")
+        await desk.gets(1)
+
+
+async def test_hints_for_queues_of_others_are_not_heeded(pool: Pool) -> None:
+    tasks = Counting(pool)
+    async with claiming(pool, desk := Desk(), queues={"mail": 1}, tasks=tasks) as claimer:
+        before = tasks.scans
+        for _ in range(10):
+            claimer.wake("default")
+            await asyncio.sleep(0)
+        await make_task(pool, queue="mail")
+        claimer.wake("mail")
+        await desk.gets(1)
+        assert tasks.scans - before <= 3
+
+
+async def test_polling_finds_what_no_hint_told(pool: Pool) -> None:
+    async with claiming(pool, desk := Desk(), poll=0.2):
+        await make_task(pool)
+        start = time.monotonic()
+        await desk.gets(1)
+        assert time.monotonic() - start < 0.2 + 0.5
+
+
+async def test_a_full_claim_is_followed_at_once(pool: Pool) -> None:
+    await Tasks(pool).enqueue([new_task() for _ in range(25)])
+    async with claiming(pool, desk := Desk(room=10)) as claimer:
+        await desk.gets(10)
+        assert desk.room == 0
+        desk.room = 10
+        claimer.freed()
+        await desk.gets(20)
+        desk.room = 10
+        claimer.freed()
+        await desk.gets(25)
+        assert [len(batch) for batch in desk.batches] == [10, 10, 5]
+
+
+async def test_never_more_than_a_thousand_at_once(pool: Pool) -> None:
+    await Tasks(pool).enqueue([new_task() for _ in range(1_500)])
+    async with claiming(pool, desk := Desk(room=5_000)):
+        await desk.gets(1_500)
+        assert [len(batch) for batch in desk.batches] == [1_000, 500]
+
+
+async def test_room_that_comes_after_a_scan_is_used_at_once(pool: Pool) -> None:
+    """The claim fills all room, a scan is due and finds more: the next freed slot must not wait for a poll."""
+    await Tasks(pool).enqueue([new_task() for _ in range(10)])
+    desk = Desk(room=2)
+    async with claiming(pool, desk) as claimer:
+        for n in range(2, 10, 2):
+            await desk.gets(n)
+            claimer._last_scan = float("-inf")  # so that a scan is due after each claim
+            desk.room = 2
+            claimer.freed()
+        await desk.gets(10)
+
+
+async def test_a_queue_s_own_room_that_comes_is_used_at_once(pool: Pool) -> None:
+    """There is room for other queues, but none for `mail`; once a mail slot is free the next mail starts."""
+    await Tasks(pool).enqueue([new_task(queue="mail") for _ in range(6)])
+    desk = Desk(room=100, rooms={"mail": 2, "sms": 50})
+    async with claiming(pool, desk, queues={"mail": 2, "sms": 50}) as claimer:
+        for n in (2, 4, 6):
+            await desk.gets(n)
+            assert desk.rooms["mail"] == 0
+            await asyncio.sleep(0.05)
+            assert len(desk.taken) == n, "more than the queue has slots"
+            desk.rooms["mail"] = 2
+            claimer.freed()
+
+
+async def test_a_delayed_task_starts_when_it_is_due(pool: Pool, db: Connection) -> None:
+    async with claiming(pool, desk := Desk()) as claimer:
+        task = await make_task(pool, delay=0.6)
+        claimer.wake("default")
+        await desk.gets(1)
+        late = await db.fetchval("SELECT EXTRACT(EPOCH FROM started_at - run_at)::float8 FROM dhara.tasks WHERE id = $1", task.id)
+        assert 0 <= late < 0.3
+
+
+async def test_a_delayed_task_that_no_hint_told_of(pool: Pool, db: Connection) -> None:
+    async with claiming(pool, desk := Desk(), poll=0.3):
+        task = await make_task(pool, delay=0.5)
+        await desk.gets(1)
+        late = await db.fetchval("SELECT EXTRACT(EPOCH FROM started_at - run_at)::float8 FROM dhara.tasks WHERE id = $1", task.id)
+        assert 0 <= late < 0.3, "the poll before it told when it is due"
+
+
+async def test_many_delayed_ones_hide_no_ready_one(pool: Pool) -> None:
+    await Tasks(pool).enqueue([new_task(priority=90, delay=1_000.0) for _ in range(500)])
+    async with claiming(pool, desk := Desk()) as claimer:
+        ready = await make_task(pool)
+        claimer.wake("default")
+        assert await desk.gets(1) == [ready.id]
+
+
+async def test_late_commit_below_the_watermark_is_found_within_a_poll(pool: Pool, db: Connection) -> None:
+    """A transaction that took its run_at before others, and commits after they have been claimed."""
+    async with claiming(pool, desk := Desk(), poll=0.3):
+        late = new_task()
+        transaction = db.transaction()
+        await transaction.start()
+        await Tasks(db).enqueue([late])
+        early = [await make_task(pool) for _ in range(3)]
+        assert await desk.gets(3) == [task.id for task in early]
+        await transaction.commit()
+        start = time.monotonic()
+        assert (await desk.gets(4))[3] == late.id
+        assert time.monotonic() - start < 0.3 + 0.5
+        row = await Tasks(pool).get(late.id)
+        assert row.run_at < early[0].run_at
+
+
+async def test_late_commit_is_found_under_full_load(pool: Pool, db: Connection) -> None:
+    """Claims that are always full never see an empty lane; the scan comes every so often all the same."""
+    desk, tasks = Desk(room=1), Counting(pool)
+    transaction = db.transaction()
+    await transaction.start()
+    late = new_task()
+    await Tasks(db).enqueue([late])
+    await tasks.enqueue([new_task() for _ in range(200)])
+    async with claiming(pool, desk, tasks=tasks) as claimer:
+        await desk.gets(1)
+        await transaction.commit()
+        claimer._last_scan -= 5.0  # five seconds later
+        for n in range(1, 10):
+            await desk.gets(n)
+            desk.room = 1
+            claimer.freed()
+        assert late.id in desk.taken
+
+
+async def test_new_lanes_are_found_when_woken(pool: Pool) -> None:
+    async with claiming(pool, desk := Desk()) as claimer:
+        for n, (queue, priority) in enumerate([("default", 0), ("default", 50), ("mail", 7), ("default", 3)]):
+            task = await make_task(pool, queue=queue, priority=priority)
+            claimer.wake(queue)
+            assert (await desk.gets(n + 1))[n] == task.id
+
+
+async def test_revived_tasks_are_found(pool: Pool) -> None:
+    async with claiming(pool, desk := Desk()) as claimer:
+        dead = await make_task(pool, "DEAD")
+        await make_task(pool)
+        claimer.wake("default")
+        await desk.gets(1)
+        await Tasks(pool).revive(dead.id)
+        claimer.wake("default")
+        assert (await desk.gets(2))[1] == dead.id
+
+
+async def test_paused_queues_rest(pool: Pool, queues: Queues) -> None:
+    await queues.pause("mail", "me")
+    tasks = Counting(pool)
+    async with claiming(pool, desk := Desk(), poll=0.1, tasks=tasks) as claimer:
+        mail = await make_task(pool, queue="mail")
+        other = await make_task(pool)
+        claimer.wake("mail")
+        claimer.wake("default")
+        assert await desk.gets(1) == [other.id]
+        polled = tasks.scans
+        await eventually(lambda: tasks.scans >= polled + 5)
+        assert desk.taken == [other.id]
+        await queues.resume("mail")
+        assert (await desk.gets(2))[1] == mail.id
+
+
+async def test_idle_costs_little(pool: Pool) -> None:
+    """Nothing ready, a paused queue, tasks of unknown types: one look a poll, no more."""
+    await Queues(pool).pause("mail", "me")
+    for type, queue in (("t", "mail"), ("unknown", "default")):
+        await make_task(pool, type=type, queue=queue)
+    tasks = Counting(pool)
+    async with claiming(pool, Desk(), poll=0.25, tasks=tasks):
+        before = tasks.claims + tasks.scans
+        await asyncio.sleep(1)
+        assert tasks.claims + tasks.scans - before <= 2 * 6
+
+
+async def test_an_expensive_scan_gets_a_small_share_of_the_time(pool: Pool) -> None:
+    """Woken all the time while scans are slow: they take a twentieth or so, and hints are still heard."""
+    tasks = Counting(pool)
+    await make_task(pool, delay=100.0)
+    async with claiming(pool, desk := Desk(), tasks=tasks) as claimer:
+        tasks.slow = 0.1
+        claimer._scan_cost = 0.1
+        claimer._last_scan = claimer._clock()
+        before, end = tasks.scans, time.monotonic() + 1.5
+        while time.monotonic() < end:
+            claimer.wake("default")
+            await asyncio.sleep(0.01)
+        assert tasks.scans - before <= 2
+        await make_task(pool)
+        claimer.wake("default")
+        await desk.gets(1, timeout=1)
+
+
+async def test_no_room_no_claim(pool: Pool) -> None:
+    tasks = Counting(pool)
+    await make_task(pool)
+    async with claiming(pool, desk := Desk(room=0), poll=0.05, tasks=tasks) as claimer:
+        for _ in range(20):
+            claimer.wake("default")
+            await asyncio.sleep(0.01)
+        assert (tasks.claims, tasks.scans) == (0, 0)
+        desk.room = 1
+        claimer.freed()
+        await desk.gets(1)
+
+
+async def test_room_that_nobody_tells_of(pool: Pool) -> None:
+    """Such as after an outage, when the settler is no longer full and no attempt is left to end."""
+    async with claiming(pool, desk := Desk(room=0), poll=0.2):
+        await make_task(pool)
+        desk.room = 1
+        await desk.gets(1, timeout=1)
+
+
+async def test_the_database_may_go_and_come(pool: Pool) -> None:
+    class Down(Counting):
+        down = False
+
+        async def lanes(self) -> list[Lane]:
+            if self.down:
+                raise asyncpg.ConnectionDoesNotExistError("gone")
+            return await super().lanes()
+
+        async def claim(self, *args: Any) -> list[Claim]:
+            if self.down:
+                raise ConnectionResetError("gone")
+            return await super().claim(*args)
+
+    tasks = Down(pool)
+    async with claiming(pool, desk := Desk(), tasks=tasks) as claimer:
+        tasks.down = True
+        first = await make_task(pool)
+        claimer.wake("default")
+        await asyncio.sleep(0.1)
+        assert desk.taken == []
+        tasks.down = False
+        assert await desk.gets(1) == [first.id], "it goes on by itself, without a further hint"
+
+
+async def test_two_claimers_never_take_the_same(pool: Pool) -> None:
+    new = [new_task() for _ in range(600)]
+    ids = {task.id for task in new}
+    await Tasks(pool).enqueue(new)
+    first, second = Desk(room=7), Desk(room=7)
+
+    async def keep_freeing(desk: Desk, claimer: Claimer) -> None:
+        while True:
+            desk.room = 7
+            claimer.freed()
+            await asyncio.sleep(0.001)
+
+    async with claiming(pool, first, poll=0.05) as a, claiming(pool, second, poll=0.05) as b:
+        freeing = asyncio.gather(keep_freeing(first, a), keep_freeing(second, b))
+        await eventually(lambda: len(first.taken) + len(second.taken) >= 600, 10)
+        freeing.cancel()
+    assert len(first.taken) + len(second.taken) == 600
+    assert {*first.taken, *second.taken} == ids
+    assert min(len(first.taken), len(second.taken)) > 50

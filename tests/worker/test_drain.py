@@ -1,0 +1,306 @@
+"""C16: claim nothing more, finish what runs, release the rest, leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from dhara import Context, Registry
+from dhara.domain.lifecycle import State
+from tests import invariants
+from tests.factories import Connection
+from tests.waiting import Signal, eventually
+from tests.worker.kit import Desk, runner_of, running
+
+
+async def test_what_runs_is_finished(dsn: str, desk: Desk, db: Connection) -> None:
+    tasks = Registry()
+    started = Signal("started")
+
+    @tasks.task("async")
+    async def async_() -> str:
+        started.fire()
+        await asyncio.sleep(0.3)
+        return "done"
+
+    @tasks.task("sync")
+    def sync() -> str:
+        started.fire()
+        time.sleep(0.3)
+        return "done"
+
+    runner = runner_of(dsn, tasks)
+    await runner.start()
+    ids = [*await desk.enqueue("async", times=2), *await desk.enqueue("sync", times=2)]
+    await started.wait(4)
+    waiting = await desk.enqueue("async", times=3)
+    begun = time.monotonic()
+    await runner.drain()
+    await runner.stop()
+    assert time.monotonic() - begun < 2
+    assert {(t.status, t.attempts) for t in await desk.all_final(ids)} == {(State.COMPLETED, 1)}
+    assert {((await desk.tasks.get(id)).status, (await desk.tasks.get(id)).attempts) for id in waiting} == {(State.PENDING, 0)}
+    state = await db.fetchrow("SELECT state, running, stopped_at IS NOT NULL FROM dhara.workers WHERE id = $1", runner.id)
+    assert state is not None and tuple(state) == ("stopped", 0, True)
+
+
+async def test_what_does_not_end_is_released_and_is_no_failure(dsn: str, desk: Desk) -> None:
+    tasks = Registry()
+    started, cleaned = Signal("started"), Signal("cleaned")
+    let_go = threading.Event()
+
+    @tasks.task("async")
+    async def async_(ctx: Context) -> None:
+        started.fire()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            cleaned.fire(ctx.canceled)
+
+    @tasks.task("sync")
+    def sync(ctx: Context) -> None:
+        started.fire()
+        ctx.wait_canceled(60)
+        cleaned.fire(ctx.canceled)
+        ctx.check_canceled()
+
+    @tasks.task("raises")
+    async def raises() -> None:
+        """As libraries do that turn a cancellation into an error of their own."""
+        started.fire()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise ConnectionError("interrupted") from None
+
+    @tasks.task("stubborn")
+    def stubborn() -> None:
+        started.fire()
+        let_go.wait(60)
+
+    runner = runner_of(dsn, tasks)
+    await runner.start()
+    kinds = ("async", "sync", "raises", "stubborn")
+    ids = [await desk.one(kind) for kind in kinds]
+    await started.wait(4)
+    begun = time.monotonic()
+    await runner.drain(0.3)
+    await runner.stop()
+    took = time.monotonic() - begun
+    let_go.set()
+    assert took < 0.3 + 2
+    assert cleaned.values == [True, True]
+    for id, kind in zip(ids, kinds, strict=True):
+        task = await desk.tasks.get(id)
+        assert (task.status, task.failures, task.crashes, task.attempts) == (State.PENDING, 0, 0, 1), kind
+        assert await desk.events(id) == ["ENQUEUED", "CLAIMED", "RELEASED"], kind
+    assert not await invariants.violations(desk.tasks.db)
+
+
+async def test_a_handler_that_swallows_its_cancellation_does_not_keep_the_worker(dsn: str, desk: Desk) -> None:
+    tasks = Registry()
+    started, finished = Signal("started"), asyncio.Event()
+
+    @tasks.task("deaf")
+    async def deaf() -> None:
+        started.fire()
+        while not finished.is_set():
+            try:
+                await asyncio.wait_for(finished.wait(), 60)
+            except asyncio.CancelledError:
+                pass
+
+    runner = runner_of(dsn, tasks)
+    await runner.start()
+    id = await desk.one("deaf")
+    await started.wait()
+    begun = time.monotonic()
+    await runner.drain(0.2)
+    await runner.stop()
+    assert time.monotonic() - begun < 0.2 + 2.5
+    task = await desk.tasks.get(id)
+    assert (task.status, task.failures) == (State.PENDING, 0)
+    finished.set()
+    await asyncio.gather(*(slot.task for slot in runner.slots.slots if slot.task), return_exceptions=True)
+
+
+async def test_claims_that_have_not_started_are_given_back(dsn: str, desk: Desk) -> None:
+    """Claims run ahead of the slots under load; whatever waits at a drain was nobody's fault and nobody's attempt lost."""
+    tasks = Registry()
+    gate = asyncio.Event()
+    started = Signal("started")
+
+    @tasks.task("quick")
+    async def quick() -> None: ...
+
+    @tasks.task("gated")
+    async def gated() -> None:
+        started.fire()
+        await gate.wait()
+
+    runner = runner_of(dsn, tasks, concurrency=2)
+    await runner.start()
+    runner.slots._rate = 1e6  # as after thousands of tasks a second: claims may run ahead
+    ids = await desk.enqueue("gated", times=40)
+    await started.wait(2)
+    await eventually(lambda: len(runner.slots.leases()) == 40)
+    draining = asyncio.create_task(runner.drain(5))
+    await eventually(lambda: runner.draining)
+    gate.set()
+    await draining
+    await runner.stop()
+    assert started.fired == 2, "nothing starts any more"
+    found = [await desk.tasks.get(id) for id in ids]
+    assert sorted(t.status for t in found) == [State.COMPLETED] * 2 + [State.PENDING] * 38
+    assert {t.failures for t in found} == {0}
+    released = [await desk.events(t.id) for t in found if t.status is State.PENDING]
+    assert released == [["ENQUEUED", "CLAIMED", "RELEASED"]] * 38
+
+
+async def test_nothing_is_claimed_after_the_drain_began(dsn: str, desk: Desk, db: Connection) -> None:
+    tasks = Registry()
+
+    @tasks.task("short")
+    async def short() -> None:
+        await asyncio.sleep(0.01)
+
+    runner = runner_of(dsn, tasks, concurrency=8)
+    await runner.start()
+    await desk.enqueue("short", times=1_000)
+    await eventually(lambda: runner.slots.finished > 100)
+    began = await db.fetchval("SELECT clock_timestamp()")
+    await runner.drain()
+    await runner.stop()
+    late = await db.fetchval(
+        "SELECT count(*) FROM dhara.task_logs WHERE event = 'CLAIMED' AND at > $1::timestamptz + interval '100 ms'", began
+    )
+    assert late == 0
+    assert await db.fetchval("SELECT count(*) FROM dhara.tasks WHERE status = 'PENDING'") > 0
+    assert await db.fetchval("SELECT sum(failures) FROM dhara.tasks") == 0
+    assert not await invariants.violations(db)
+
+
+async def test_an_idle_worker_drains_at_once(dsn: str) -> None:
+    tasks = Registry()
+
+    @tasks.task("t")
+    async def t() -> None: ...
+
+    runner = runner_of(dsn, tasks)
+    await runner.start()
+    begun = time.monotonic()
+    await runner.drain()
+    await runner.stop()
+    assert time.monotonic() - begun < 1
+
+
+async def test_draining_and_stopping_twice_is_harmless(dsn: str, desk: Desk) -> None:
+    tasks = Registry()
+
+    @tasks.task("t")
+    async def t() -> None: ...
+
+    async with running(dsn, tasks) as runner:
+        await desk.final(await desk.one("t"))
+        await asyncio.gather(runner.drain(), runner.drain())
+        await runner.stop()
+
+
+async def test_release_while_draining(dsn: str, desk: Desk) -> None:
+    """The second signal: give back now what would have had time."""
+    tasks = Registry()
+    started = Signal("started")
+
+    @tasks.task("long")
+    async def long() -> None:
+        started.fire()
+        await asyncio.sleep(60)
+
+    runner = runner_of(dsn, tasks)
+    await runner.start()
+    ids = await desk.enqueue("long", times=3)
+    await started.wait(3)
+    draining = asyncio.create_task(runner.drain(30))
+    await eventually(lambda: runner.draining)
+    begun = time.monotonic()
+    await runner.release()
+    await asyncio.wait_for(draining, 2)
+    await runner.stop()
+    assert time.monotonic() - begun < 2
+    for id in ids:
+        assert await desk.events(id) == ["ENQUEUED", "CLAIMED", "RELEASED"]
+
+
+async def test_a_worker_says_that_it_drains(dsn: str, desk: Desk, db: Connection) -> None:
+    tasks = Registry()
+    started, gate = Signal("started"), asyncio.Event()
+
+    @tasks.task("gated")
+    async def gated() -> None:
+        started.fire()
+        await gate.wait()
+
+    runner = runner_of(dsn, tasks)
+    await runner.start()
+    await desk.one("gated")
+    await started.wait()
+    draining = asyncio.create_task(runner.drain())
+
+    async def said() -> bool:
+        return bool(await db.fetchval("SELECT state = 'draining' FROM dhara.workers WHERE id = $1", runner.id))
+
+    await eventually(said)
+    gate.set()
+    await draining
+    await runner.stop()
+
+
+async def test_a_database_that_is_away_does_not_keep_the_worker_for_ever(desk: Desk, dsn: str) -> None:
+    from tests.proxy import Proxy
+
+    tasks = Registry()
+    started, gate = Signal("started"), asyncio.Event()
+
+    @tasks.task("gated")
+    async def gated() -> None:
+        started.fire()
+        await gate.wait()
+
+    async with Proxy(dsn) as proxy:
+        runner = runner_of(proxy.dsn, tasks)
+        await runner.start()
+        id = await desk.one("gated")
+        await started.wait()
+        proxy.freeze()
+        gate.set()
+        begun = time.monotonic()
+        await runner.drain()
+        await runner.stop()
+        assert time.monotonic() - begun < 15
+    assert (await desk.tasks.get(id)).status is State.RUNNING, "left to the reaper"
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_runner_leaves_nothing_behind(dsn: str, desk: Desk, db: Connection, times: int) -> None:
+    """No connection, no thread, no task of the event loop."""
+    tasks = Registry()
+
+    @tasks.task("sync")
+    def sync() -> None: ...
+
+    before = set(threading.enumerate())
+    loops = asyncio.all_tasks()
+    for _ in range(times):
+        async with running(dsn, tasks):
+            await desk.all_final(await desk.enqueue("sync", times=10))
+    await eventually(lambda: not {t for t in set(threading.enumerate()) - before if t.name.startswith("dhara")}, 5)
+    await eventually(lambda: asyncio.all_tasks() <= loops, 5)
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name IN ('dhara runner', 'dhara listener')"
+
+    async def gone() -> bool:
+        return await db.fetchval(query) == 0
+
+    await eventually(gone)
