@@ -39,8 +39,8 @@ class Proxy:
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         port = self._server.sockets[0].getsockname()[1]
-        login = f"{self._target.username}@" if self._target.username else ""
-        changed = self._target._replace(netloc=f"{login}127.0.0.1:{port}", query="sslmode=disable")
+        login, at, _ = self._target.netloc.rpartition("@")
+        changed = self._target._replace(netloc=f"{login}{at}127.0.0.1:{port}", query="sslmode=disable")
         self.dsn = changed.geturl()
         return self
 

@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from typing import Self
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Self, TypeVar
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_PATIENCE = 2.0
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` answers, if it does within `seconds`. Raises `TimeoutError`.
+
+    Unlike `asyncio.wait_for` it does not wait until `work` has heeded its cancellation.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=seconds)
+    finally:
+        if not task.done():
+            task.cancel()
+    if not done:
+        raise TimeoutError(f"not done within {seconds:g} s")
+    return task.result()
 
 
 class Service:
@@ -28,12 +46,11 @@ class Service:
         return self
 
     async def stop(self) -> None:
-        """End, and wait until it has."""
+        """End, and wait until it has; but not for ever, since a query on a dead link heeds its cancellation late."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await task
+            await asyncio.wait({task}, timeout=_PATIENCE)
 
     async def __aenter__(self) -> Self:
         return await self.start()

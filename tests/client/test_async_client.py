@@ -278,7 +278,7 @@ async def test_a_database_that_is_not_there() -> None:
         async with AsyncClient("postgresql://u:secret@127.0.0.1:1/x"):
             pass
     assert "secret" not in str(caught.value)
-    for wrong in ("mysql://x", "http://127.0.0.1:8080"):
+    for wrong in ("mysql://x", "ftp://127.0.0.1:8080"):
         with pytest.raises(ConfigError):
             async with AsyncClient(wrong):
                 pass

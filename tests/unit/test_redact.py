@@ -7,14 +7,14 @@ from urllib.parse import quote
 
 import asyncpg
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dhara.errors import ConfigError, Unavailable
 from dhara.store.pool import check_dsn, redact, unavailable
 
-# At least four characters that occur nowhere in the text around.
-PASSWORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Zs", "Zl", "Zp"]), min_size=4, max_size=20)
+# With a mark in front that occurs nowhere in the text around, and without what ends a word.
+PASSWORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Zs", "Zl", "Zp"]), max_size=20).map("§9".__add__)
 FRAMES = ["{}", "cannot connect to {}", "tried {} and then\n{}", "<{}> (mail a@b.c)"]
 
 
@@ -25,23 +25,19 @@ def hidden(text: str, password: str) -> bool:
 @given(PASSWORDS, st.sampled_from(FRAMES), st.sampled_from(["postgresql", "postgres"]), st.sampled_from(["u", "", "a.b%40c"]))
 def test_urls(password: str, frame: str, scheme: str, user: str) -> None:
     for written in (password, quote(password, safe="")):
-        assume(written not in frame + "://@host:5432/db?x=1***")
         dsn = f"{scheme}://{user}:{written}@host:5432/db?x=1"
         assert hidden(frame.format(dsn, dsn), written)
 
 
 @given(PASSWORDS, st.sampled_from(["password", "PASSWORD", "sslpassword", "passwd", "pwd"]), st.sampled_from(["=", " = "]))
 def test_keywords(password: str, word: str, equals: str) -> None:
-    assume(password not in f"host=h {word}{equals}*** user=u")
-    assume(not password.startswith("'"))
     assert hidden(f"host=h {word}{equals}{password} user=u", password)
     assert hidden(f"postgresql://h/d?{word}={quote(password, safe='')}&x=1", quote(password, safe=""))
 
 
-@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=4, max_size=20))
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), max_size=20).map("§9".__add__))
 def test_quoted_keywords(password: str) -> None:
     written = password.replace("\\", "\\\\").replace("'", "\\'")
-    assume(written not in "host=h password='***' user=u")
     assert hidden(f"host=h password='{written}' user=u", written)
 
 
@@ -66,7 +62,6 @@ def test_a_refused_dsn_does_not_show_its_password(password: str) -> None:
         try:
             check_dsn(dsn)
         except ConfigError as error:
-            assume(password not in "the database URL must start with postgresql://, as in postgresql://user:password@host:5432/database")
             assert password not in str(error)
 
 

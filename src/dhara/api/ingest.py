@@ -17,12 +17,11 @@ from uuid import UUID
 import asyncpg
 
 from dhara.api.problems import busy
-from dhara.domain.lifecycle import State
 from dhara.domain.task import Enqueued, NewTask
 from dhara.errors import IdempotencyConflict
 from dhara.store.coalesce import Coalescer
 from dhara.store.pool import Pool, is_transient
-from dhara.store.tasks import Tasks
+from dhara.store.tasks import Tasks, lock_order, newly_ready
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +128,7 @@ class Ingest:
     def _wake(self, answers: Sequence[Answer]) -> None:
         if self._notifier is None:
             return
-        ready = {answer.task.queue for answer in answers if isinstance(answer, Enqueued) and _newly_ready(answer)}
+        ready = {answer.task.queue for answer in answers if isinstance(answer, Enqueued) and newly_ready(answer)}
         for queue in ready:
             self._notifier.wake(queue)
 
@@ -151,17 +150,10 @@ def _has_key(task: NewTask) -> bool:
     return task.idempotency_key is not None or task.unique_key is not None
 
 
-def _newly_ready(answer: Enqueued) -> bool:
-    """Made or changed just now, and due."""
-    task = answer.task
-    changed = answer.created or task.updated_at > task.created_at
-    return changed and task.status is State.PENDING and task.run_at <= task.updated_at
-
-
 def _in_lock_order(tasks: Sequence[NewTask]) -> Sequence[NewTask]:
     """Sorted by keys, so that two flushes with the same ones wait for each other instead of deadlocking."""
     if any(_has_key(task) for task in tasks):
-        return sorted(tasks, key=lambda task: (task.type, task.idempotency_key or "", task.unique_key or ""))
+        return sorted(tasks, key=lock_order)
     return tasks
 
 

@@ -100,6 +100,7 @@ def json_text(text: str) -> Any:
     type=click.Choice(["keep", "replace", "reschedule"]),
     help="What becomes of the PENDING task with that key (keep).",
 )
+@click.option("--retention", type=Span(), help="How long it is kept once it is final: 7d, 12h.")
 @click.option("--concurrency-key", help="Tasks with the same key share a limit.")
 @click.option("--tag", "tags", multiple=True, help="A tag; repeatable.")
 @click.option("--traceparent", help="A W3C trace context.")

@@ -26,7 +26,7 @@ from dhara.store import migrate
 from dhara.store.coalesce import Coalescer
 from dhara.store.pool import TRANSIENT, DatabaseSettings, Pool, is_transient, unavailable
 from dhara.store.search import Filter, Page, Search
-from dhara.store.tasks import Tasks
+from dhara.store.tasks import Tasks, lock_order, newly_ready
 from dhara.store.wakeup import Notifier
 
 T = TypeVar("T")
@@ -35,6 +35,8 @@ Row = tuple[UUID, bool]
 CHUNK = 1_000
 # So many plain tasks at once go by COPY.
 LEAST_COPIED = 500
+# One COPY must end within the command time-out.
+COPIED = 20_000
 
 _NO_SCHEMA = (
     asyncpg.UndefinedTableError,
@@ -109,7 +111,8 @@ class PostgresBackend:
 
     async def _copy_all(self, new: Sequence[NewTask]) -> list[Row]:
         async with self.pool.acquire() as connection, connection.transaction():
-            await self._tasks.on(connection).copy(new)
+            for start in range(0, len(new), COPIED):
+                await self._tasks.on(connection).copy(new[start : start + COPIED])
         if self._notifier is not None:
             for queue in {task.queue for task in new if not task.delay}:
                 self._notifier.wake(queue)
@@ -121,20 +124,19 @@ class PostgresBackend:
         return answers
 
     async def _write_all(self, new: Sequence[NewTask]) -> list[Enqueued]:
-        done: list[Enqueued] = []
+        answers: dict[UUID, Enqueued | IdempotencyConflict] = {}
+        ordered = sorted(new, key=lock_order)
         async with self.pool.acquire() as connection, connection.transaction():
             tasks = self._tasks.on(connection)
             for start in range(0, len(new), CHUNK):
-                for answer in await tasks.enqueue(new[start : start + CHUNK]):
-                    if isinstance(answer, IdempotencyConflict):
-                        raise IdempotencyConflict(answer.existing, new[len(done)].idempotency_key, len(done))
-                    done.append(answer)
-        return done
+                chunk = ordered[start : start + CHUNK]
+                answers |= zip((task.id for task in chunk), await tasks.enqueue(chunk), strict=True)
+            # A conflict raises here, inside, so that the transaction takes the others back.
+            return [_settled(answers[task.id], task, index) for index, task in enumerate(new)]
 
     def _wake(self, answers: Sequence[Enqueued]) -> None:
         if self._notifier is not None:
-            ready = {a.task.queue for a in answers if a.created and a.task.run_at <= a.task.created_at}
-            for queue in ready:
+            for queue in {answer.task.queue for answer in answers if newly_ready(answer)}:
                 self._notifier.wake(queue)
 
     async def get(self, id: UUID) -> Task:
@@ -190,6 +192,12 @@ class PostgresBackend:
                     raise
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))
             pause = min(pause * 2, 1.0)
+
+
+def _settled(answer: Enqueued | IdempotencyConflict, task: NewTask, index: int) -> Enqueued:
+    if isinstance(answer, IdempotencyConflict):
+        raise IdempotencyConflict(answer.existing, task.idempotency_key, index)
+    return answer
 
 
 @contextmanager

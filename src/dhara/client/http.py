@@ -65,11 +65,11 @@ class _Problem(Struct):
 
 
 class _Wired(Struct):
-    """The JSON members of a task, which stay text."""
+    """The JSON members of a task, which stay text; empty where there are none."""
 
     payload: Raw = Raw(b"{}")
-    result: Raw | None = None
-    progress: Raw | None = None
+    result: Raw = Raw()
+    progress: Raw = Raw()
 
 
 class HttpBackend:
@@ -112,7 +112,7 @@ class HttpBackend:
             base_url=self._base, headers=headers, limits=limits, transport=self._transport
         )
         try:
-            await self._ask("GET", "livez")
+            await self._ask("GET", "livez", patient=False)
         except BaseException:
             await self.close()
             raise
@@ -215,7 +215,8 @@ class HttpBackend:
         await self._ask("POST", f"tasks/{id}/retry", body=body, safe=False)
 
     async def logs(self, id: UUID) -> list[LogEntry]:
-        found = _decode((await self._ask("GET", f"tasks/{id}/logs")).content, dict[str, list[LogEntry]])
+        answer = await self._ask("GET", f"tasks/{id}/logs")
+        found: dict[str, list[LogEntry]] = _decode(answer.content, dict[str, list[LogEntry]])
         return found["logs"]
 
     async def attempts(self, id: UUID) -> list[Attempt]:
@@ -262,8 +263,10 @@ class HttpBackend:
         extra: float = 0.0,
         accept: tuple[int, ...] = (),
     ) -> httpx.Response:
-        """An answer below 300 or in `accept`. `safe`: doing it twice is as good as once. `extra`: how long the answer may lawfully
-        take beyond the usual."""
+        """An answer below 300 or in `accept`. `safe`: doing it twice is as good as once.
+
+        `extra`: how many seconds the answer may take beyond the usual, as a long poll's does.
+        """
         if self._http is None:
             raise Unavailable("the client is not open; use `async with`, or call open() first")
         give_up = time.monotonic() + (self._patience if patient else 0)
@@ -381,7 +384,7 @@ def _task(content: bytes) -> Task:
     fields = _decode(content, dict[str, Any])
     texts = _decode(content, _Wired)
     for name in ("payload", "result", "progress"):
-        fields[name] = None if (raw := getattr(texts, name)) is None else bytes(raw).decode()
+        fields[name] = bytes(getattr(texts, name)).decode() or None
     try:
         return msgspec.convert(fields, Task, strict=False)
     except msgspec.ValidationError as error:

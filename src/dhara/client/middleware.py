@@ -68,7 +68,8 @@ class Chain:
         ]
         try:
             for run, turn in zip(runs, turns, strict=True):
-                await asyncio.wait({run, turn.come}, return_when=asyncio.FIRST_COMPLETED)
+                either: set[asyncio.Future[Any]] = {run, turn.come}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                 if run.done():
                     run.result()  # Raises what a middleware raised, before anything is written.
             await _write([turn for turn in turns if turn.come.done()], write)
@@ -132,7 +133,7 @@ def _is_around(function: Any) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
-def _checked(changed: Any, original: NewTask) -> NewTask:
+def _checked(changed: object, original: NewTask) -> NewTask:
     """What a middleware has made of a task, within the bounds of every task. Raises `InvalidTask`, `TypeError`."""
     if changed is original:
         return original

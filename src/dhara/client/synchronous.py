@@ -96,7 +96,8 @@ class Client:
     """A client for code without an event loop; safe from many threads.
 
     Takes the same arguments as `AsyncClient`. Middleware runs in the client's own thread, with the caller's context
-    variables; but in that of the caller for `enqueue_tx`, which takes plain functions only. Connects with the first call; `close` it, or use it with `with`.
+    variables; but in that of the caller for `enqueue_tx`, which takes plain functions only.
+    Connects with the first call; `close` it, or use it with `with`.
     """
 
     def __init__(self, dsn: str, **options: Any) -> None:

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from uuid import SafeUUID, UUID
+from uuid import UUID, SafeUUID
 
 _RANDOM_BITS = 74
 _UNKNOWN = SafeUUID.unknown

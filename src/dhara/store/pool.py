@@ -19,6 +19,7 @@ import asyncpg
 from msgspec import Struct
 
 from dhara.errors import ConfigError, Unavailable
+from dhara.service import within
 from dhara.settings import Settings
 
 # What a lost, refused or restarting database looks like from here; each is worth trying again.
@@ -211,7 +212,7 @@ class Pool:
         if pool is None:
             return
         try:
-            await asyncio.wait_for(pool.close(), 2)
+            await within(2, pool.close())
         except Exception:
             with suppress(Exception):
                 pool.terminate()

@@ -298,6 +298,18 @@ class Tasks:
         return [Attempt(**row) for row in await self.db.fetch(self._sql("attempts"), id, most)]
 
 
+def lock_order(task: NewTask) -> tuple[str, str, str]:
+    """The order in which enqueues take their keys, so that those with the same keys wait for each other, not in a ring."""
+    return task.type, task.unique_key or "", task.idempotency_key or ""
+
+
+def newly_ready(answer: Enqueued) -> bool:
+    """Whether the task was made or changed just now, and is due."""
+    task = answer.task
+    changed = answer.created or task.updated_at > task.created_at
+    return changed and task.status is State.PENDING and task.run_at <= task.updated_at
+
+
 _COPIED = ("id", "type", "queue", "payload", "priority", "max_retries", "run_at", "created_at", "updated_at")
 _RARE = ("timeout", "expires_at", "tags", "concurrency_key", "traceparent", "retention")
 

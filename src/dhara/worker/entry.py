@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from dhara.domain.ids import IdSource
 from dhara.errors import ConfigError, DharaError, RegistryError, SchemaError, Unavailable
+from dhara.service import within
 from dhara.store import migrate
 from dhara.store.pool import connect
 from dhara.worker import isolated, process
@@ -26,6 +27,9 @@ from dhara.worker.runner import Runner, RunnerSettings
 
 log = logging.getLogger(__name__)
 
+RELEASE = signal.SIGQUIT  # from the supervisor to a runner that drains: give back what still runs, now
+
+_LOOPS: list[asyncio.Runner] = []  # kept until the process ends, since they are never closed
 EXIT_SCHEMA, EXIT_UNAVAILABLE, EXIT_CONFIG = 3, 69, 78
 _EXIT_CODES: tuple[tuple[type[DharaError], int], ...] = (
     (SchemaError, EXIT_SCHEMA),
@@ -69,22 +73,30 @@ def _run(build: Callable[[], Registry], settings: RunnerSettings, board: Board, 
 
 
 def loop_runner(main: Callable[[], object]) -> int:
-    """Run a coroutine function on uvloop where there is one."""
+    """Run a coroutine function on uvloop where there is one.
+
+    What is left on the loop afterwards (a handler that swallows its cancellation, a thread that never ends) is not waited
+    for, as closing the loop would: the process ends with `os._exit`.
+    """
     factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
     with suppress(ImportError):  # Windows has no uvloop
         from uvloop import new_event_loop
 
         factory = new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        result: int = runner.run(main())  # type: ignore[arg-type]
-        return result
+    runner = asyncio.Runner(loop_factory=factory)
+    _LOOPS.append(runner)
+    result: int = runner.run(main())  # type: ignore[arg-type]
+    return result
 
 
 async def _live(registry: Registry, settings: RunnerSettings, board: Board, nursery: Nursery, patient: bool) -> int:
     runner = Runner(registry, settings, worker=IdSource().new(), board=board, nursery=nursery)
     told = asyncio.Event()
     again = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: _mark(told, again))
+    loop = asyncio.get_running_loop()
+    # Not a second SIGTERM: a service manager sends its own to all processes, beside the one that the supervisor passes on.
+    loop.add_signal_handler(signal.SIGTERM, told.set)
+    loop.add_signal_handler(RELEASE, lambda: (told.set(), again.set()))
     await _start(runner, settings, patient, told)
     if told.is_set():
         await runner.stop()
@@ -101,11 +113,9 @@ async def _live(registry: Registry, settings: RunnerSettings, board: Board, nurs
         draining.cancel()
     hurried.cancel()
     await runner.stop()
+    with suppress(Exception):
+        await within(1, loop.shutdown_asyncgens())
     return 0
-
-
-def _mark(told: asyncio.Event, again: asyncio.Event) -> None:
-    (again if told.is_set() else told).set()
 
 
 async def _first(*waits: Coroutine[Any, Any, Any]) -> None:

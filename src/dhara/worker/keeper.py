@@ -58,10 +58,11 @@ class KeeperConfig(Struct, frozen=True, kw_only=True):
 
 
 class Died(Struct, frozen=True, tag="died"):
-    """A runner has ended, not in order."""
+    """A runner has ended, not in order. `blame`: its tasks may have been the reason."""
 
     worker: UUID
     how: str
+    blame: bool = True
 
 
 class Leave(Struct, frozen=True, tag="leave"):
@@ -133,7 +134,7 @@ class Keeper:
             message = decoder.decode(line)
             if isinstance(message, Leave):
                 return True
-            self.reap_soon(message.worker, message.how)
+            self.reap_soon(message.worker, message.how, message.blame)
         return False
 
     async def _orphaned(self) -> None:
@@ -191,14 +192,14 @@ class Keeper:
             tasks = ", ".join(str(entry.task) for entry in board.entries()[:5])
             log.warning("the event loop of worker %s has stood still for %.1f s; it runs %s", header.worker, lag, tasks)
 
-    def reap_soon(self, worker: UUID, how: str) -> None:
+    def reap_soon(self, worker: UUID, how: str, blame: bool = True) -> None:
         """Take back what a dead runner held, in the background."""
-        task = asyncio.create_task(self._reap(worker, how))
+        task = asyncio.create_task(self._reap(worker, how, blame))
         self._reaping.add(task)
         task.add_done_callback(self._reaping.discard)
 
-    async def _reap(self, worker: UUID, how: str) -> None:
-        culprits = self._culprits.pop(worker, None)
+    async def _reap(self, worker: UUID, how: str, blame: bool) -> None:
+        culprits = self._culprits.pop(worker, None if blame else set())
         reason = f"worker process ended: {how}"
         if culprits:
             reason = "deadline passed and the handler did not stop; its process was killed"
@@ -214,6 +215,8 @@ class Keeper:
                 log.log(level, "taking back the tasks of %s failed, trying again: %s", worker, error)
                 await asyncio.sleep(0.5)
         log.warning("worker %s died (%s): %d tasks taken back", worker, how, len(reaped))
+        if not blame:
+            return  # it had been told to drain, and claimed nothing any more
         # A claim of the dead may still have been on its way to the database; it is taken back the same way.
         await asyncio.sleep(_AFTERMATH)
         with suppress(Exception):
@@ -228,7 +231,7 @@ class Keeper:
             reason=reason,
             base=settings.base_backoff,
             cap=settings.max_backoff,
-            culprits=sorted(culprits) if culprits else None,
+            culprits=None if culprits is None else sorted(culprits),
         )
 
 

@@ -27,7 +27,7 @@ from dhara.domain.outcome import Released
 from dhara.domain.settle import Settlement
 from dhara.domain.task import Claim
 from dhara.errors import ConfigError, DharaError
-from dhara.service import Every
+from dhara.service import Every, within
 from dhara.settings import Settings
 from dhara.store.pool import DatabaseSettings, Pool
 from dhara.store.stats import Stats
@@ -236,16 +236,20 @@ class Runner:
         self.slots.release_unstarted()
         try:
             await asyncio.wait_for(self.settler.drained(), 5.0)
+            reachable = True
         except TimeoutError:
             log.warning("%d settlements are left to the reaper", len(self.settler))
+            reachable = False
         await self.slots.stop()
-        for service in (self._listener, self._report, self._sweep, self._compare, self.claimer, self.settler):
-            await service.stop()
+        services = (self._listener, self._report, self._compare, self.claimer, self.settler)
+        await asyncio.gather(*(service.stop() for service in services))
         if self._watchdog is not None:
             self._watchdog.stop()
         if self._said is not None:
             await self._said
-        await self._sign_off()
+        if reachable:
+            await self._sign_off()
+        await self._sweep.stop()
         self._board.stopped()
         if self._nursery is not None:
             self._nursery.close()
@@ -256,14 +260,14 @@ class Runner:
 
     async def _sign_off(self) -> None:
         try:
-            await asyncio.wait_for(self.comparer.flush(), 2)
-            await asyncio.wait_for(self._workers.stop(self.id), 2)
+            await within(2, self.comparer.flush())
+            await within(2, self._workers.stop(self.id))
         except Exception as error:
             log.debug("could not sign off: %s", error)
 
     async def _say_draining(self) -> None:
         try:
-            await asyncio.wait_for(self._workers.drain(self.id), 2)
+            await within(2, self._workers.drain(self.id))
         except Exception as error:
             log.debug("could not say that this worker drains: %s", error)
 

@@ -3,13 +3,14 @@ that it can fork: a runner starts with everything imported, and a registry of `_
 
     a runner dies    the keeper is told (it takes the leases back) and a new runner starts, later each time it crashes soon
     the keeper dies  a new one starts; runners notice nothing
-    SIGTERM, SIGINT  runners drain; again: they release at once
+    SIGTERM, SIGINT  runners drain; again: they release at once; one that does not end in time is killed
     it dies itself   the kernel ends the runners; the keeper sees the end of its input, takes back, and leaves
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -28,7 +29,7 @@ from dhara.settings import Settings
 from dhara.store.pool import DatabaseSettings
 from dhara.worker import board as boards
 from dhara.worker import process
-from dhara.worker.entry import EXIT_CONFIG, EXIT_SCHEMA, EXIT_UNAVAILABLE, load_registry, run_child
+from dhara.worker.entry import EXIT_CONFIG, EXIT_SCHEMA, EXIT_UNAVAILABLE, RELEASE, load_registry, run_child
 from dhara.worker.keeper import Died, KeeperConfig, Leave
 from dhara.worker.registry import Registry
 from dhara.worker.runner import RunnerSettings
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 
 _FATAL = frozenset({EXIT_CONFIG, EXIT_SCHEMA, EXIT_UNAVAILABLE})
 _FIRST_PAUSE, _LONGEST_PAUSE, _HEALTHY = 0.05, 5.0, 30.0
+# Beyond its grace, a runner is killed after so many seconds: one whose loop stands still; any.
+_STALLED, _PATIENCE = 1.5, 15.0
 
 
 class WorkerSpec(Struct, frozen=True, kw_only=True):
@@ -67,6 +70,7 @@ class _Child:
         self.started = 0.0
         self.crashes = 0
         self.ever = False
+        self.killed = False
         self.start_at = 0.0
 
 
@@ -84,6 +88,7 @@ class Supervisor:
         self._keeper: subprocess.Popen[bytes] | None = None
         self._told: list[int] = []
         self._passed = 0
+        self._end_by = math.inf
         self._exit = 0
 
     def run(self) -> int:
@@ -108,6 +113,7 @@ class Supervisor:
         if heard is not None and heard.si_signo != signal.SIGCHLD:
             self._told.append(heard.si_signo)
         self._pass_on()
+        self._kill_stragglers()
         self._reap_children()
         if not self._told:
             now = time.monotonic()
@@ -123,11 +129,18 @@ class Supervisor:
     def _start(self, child: _Child) -> None:
         child.board.reset()
         child.started = time.monotonic()
+        child.killed = False
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
+            self._leave_keeper_alone()
             run_child(parent, self._build, self._runner_settings, child.board, patient=child.ever)
         child.pid = pid
+
+    def _leave_keeper_alone(self) -> None:
+        """In a runner: the keeper must see the end of its input when the supervisor dies, whoever else lives on."""
+        if self._keeper is not None and self._keeper.stdin is not None:
+            os.close(self._keeper.stdin.fileno())
 
     def _build(self) -> Registry:
         return resolve(self._spec)
@@ -141,12 +154,25 @@ class Supervisor:
         """The first signal lets runners drain, the second makes them release."""
         for number in self._told[self._passed : 2]:
             self._passed += 1
+            again = self._passed == 2
+            grace = 0.0 if again else self._spec.settings.shutdown_timeout
+            self._end_by = min(self._end_by, time.monotonic() + grace)
             for child in self._children:
-                if child.pid:
-                    with suppress(ProcessLookupError):
-                        os.kill(child.pid, signal.SIGTERM)
-            if self._passed == 2:
+                _signal(child, RELEASE if again else signal.SIGTERM)
+            if again:
                 self._exit = 128 + number
+
+    def _kill_stragglers(self) -> None:
+        """Beyond the grace: a runner whose loop stands still cannot even hear that it should end."""
+        now = time.monotonic()
+        late = now - self._end_by
+        for child in self._children:
+            header = child.board.header()
+            stalled = header.flags == boards.STARTED and now - header.tick > _STALLED
+            if child.pid and not child.killed and late > (_STALLED if stalled else _PATIENCE):
+                log.error("runner %d has not ended within its grace; killing it", child.pid)
+                child.killed = True
+                _signal(child, signal.SIGKILL)
 
     def _reap_children(self) -> None:
         # Only our own children: the user's process may have others.
@@ -165,7 +191,7 @@ class Supervisor:
             child.ever = True
             how = process.ending(code)
             log.error("runner of worker %s ended: %s", header.worker, how)
-            self._tell(Died(header.worker, how))
+            self._tell(Died(header.worker, how, blame=not child.killed))
         elif code in _FATAL and not child.ever:
             self._exit = code
             self._told.append(signal.SIGTERM)
@@ -209,6 +235,12 @@ class Supervisor:
             self._keeper.wait(10)
         except subprocess.TimeoutExpired:
             self._keeper.kill()
+
+
+def _signal(child: _Child, number: int) -> None:
+    if child.pid:
+        with suppress(ProcessLookupError):
+            os.kill(child.pid, number)
 
 
 def resolve(spec: WorkerSpec) -> Registry:

@@ -1,7 +1,30 @@
 -- Every queue that has ever held a task or a setting, with its figures. Counts by state come from the flows in
--- `counters`, so the cost grows with the number of queues, not of tasks; ready ones are counted up to $2.
+-- `counters`, so the cost grows with the number of queues, not of tasks; ready ones are counted up to $2 in each lane.
 -- $1 text name, or NULL for all · $2 integer cap
-WITH flows AS MATERIALIZED (
+WITH RECURSIVE lane AS (
+    (SELECT queue, priority FROM dhara.tasks WHERE status = 'PENDING' ORDER BY queue, priority DESC, run_at, id LIMIT 1)
+    UNION ALL
+    SELECT next.* FROM lane CROSS JOIN LATERAL (
+        (SELECT queue, priority FROM dhara.tasks
+         WHERE status = 'PENDING' AND queue = lane.queue AND priority < lane.priority
+         ORDER BY queue, priority DESC, run_at, id LIMIT 1)
+        UNION ALL
+        (SELECT queue, priority FROM dhara.tasks
+         WHERE status = 'PENDING' AND queue > lane.queue
+         ORDER BY queue, priority DESC, run_at, id LIMIT 1)
+        LIMIT 1
+    ) AS next
+), waiting AS (
+    SELECT lane.queue, sum(t.ready)::bigint AS ready, EXTRACT(EPOCH FROM clock_timestamp() - min(t.oldest))::float8 AS oldest_ready_age
+    FROM lane CROSS JOIN LATERAL (
+        SELECT count(*) AS ready, min(run_at) AS oldest FROM (
+            SELECT run_at FROM dhara.tasks
+            WHERE status = 'PENDING' AND queue = lane.queue AND priority = lane.priority
+              AND run_at <= statement_timestamp() ORDER BY run_at, id LIMIT $2) AS first
+    ) AS t
+    WHERE $1::text IS NULL OR lane.queue = $1
+    GROUP BY lane.queue
+), flows AS MATERIALIZED (
     SELECT queue, n, event, from_state, to_state FROM dhara.counters WHERE queue <> '' AND ($1::text IS NULL OR queue = $1)
 ), counts AS (
     SELECT queue,
@@ -15,11 +38,7 @@ WITH flows AS MATERIALIZED (
 SELECT COALESCE(c.queue, q.name) AS name, q.paused_at, q.paused_by,
        COALESCE(c.pending, 0)::bigint AS depth, COALESCE(c.running, 0)::bigint AS running, COALESCE(c.dead, 0)::bigint AS dead,
        COALESCE(c.enqueued, 0)::bigint AS enqueued, COALESCE(c.completed, 0)::bigint AS completed,
-       r.ready, r.oldest_ready_age
+       COALESCE(r.ready, 0) AS ready, r.oldest_ready_age
 FROM counts AS c FULL JOIN (SELECT * FROM dhara.queues WHERE $1::text IS NULL OR name = $1) AS q ON q.name = c.queue
-CROSS JOIN LATERAL (
-    SELECT count(*) AS ready, EXTRACT(EPOCH FROM clock_timestamp() - min(run_at))::float8 AS oldest_ready_age
-    FROM (SELECT run_at FROM dhara.tasks
-          WHERE status = 'PENDING' AND queue = COALESCE(c.queue, q.name) AND run_at <= statement_timestamp() LIMIT $2) AS t
-) AS r
+LEFT JOIN waiting AS r ON r.queue = COALESCE(c.queue, q.name)
 ORDER BY 1

@@ -1,4 +1,27 @@
--- PENDING tasks that are ready and delayed, counted up to $1 each, and the age of the oldest ready one.
+-- PENDING tasks that are ready and delayed, counted up to $1 in each lane: lane by lane, so that neither count wades
+-- through the other's tasks.
 -- $1 integer cap
-SELECT (SELECT count(*) FROM (SELECT FROM dhara.tasks WHERE status = 'PENDING' AND run_at <= statement_timestamp() LIMIT $1) AS t) AS ready,
-       (SELECT count(*) FROM (SELECT FROM dhara.tasks WHERE status = 'PENDING' AND run_at > statement_timestamp() LIMIT $1) AS t) AS delayed
+WITH RECURSIVE lane AS (
+    (SELECT queue, priority FROM dhara.tasks WHERE status = 'PENDING' ORDER BY queue, priority DESC, run_at, id LIMIT 1)
+    UNION ALL
+    SELECT next.* FROM lane CROSS JOIN LATERAL (
+        (SELECT queue, priority FROM dhara.tasks
+         WHERE status = 'PENDING' AND queue = lane.queue AND priority < lane.priority
+         ORDER BY queue, priority DESC, run_at, id LIMIT 1)
+        UNION ALL
+        (SELECT queue, priority FROM dhara.tasks
+         WHERE status = 'PENDING' AND queue > lane.queue
+         ORDER BY queue, priority DESC, run_at, id LIMIT 1)
+        LIMIT 1
+    ) AS next
+)
+SELECT COALESCE(sum(ready), 0)::bigint AS ready, COALESCE(sum(delayed), 0)::bigint AS delayed
+FROM lane CROSS JOIN LATERAL (
+    SELECT count(*) AS ready FROM (
+        SELECT FROM dhara.tasks WHERE status = 'PENDING' AND queue = lane.queue AND priority = lane.priority
+                                  AND run_at <= statement_timestamp() LIMIT $1) AS t
+) AS r CROSS JOIN LATERAL (
+    SELECT count(*) AS delayed FROM (
+        SELECT FROM dhara.tasks WHERE status = 'PENDING' AND queue = lane.queue AND priority = lane.priority
+                                  AND run_at > statement_timestamp() LIMIT $1) AS t
+) AS d

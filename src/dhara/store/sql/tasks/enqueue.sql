@@ -22,7 +22,8 @@ WITH now AS MATERIALIZED (
          AS t (id, type, queue, payload, priority, max_retries, run_at, delay, idempotency_key, rare)
     CROSS JOIN now
     -- Keys are taken in one order by all, so that two batches with the same keys wait for each other, but never deadlock.
-    ORDER BY t.type COLLATE "C", t.idempotency_key COLLATE "C", t.id
+    -- Unique keys first: idempotency keys are often random, one a try, and would bring the others into any order.
+    ORDER BY t.type COLLATE "C", (t.rare->>'unique_key') COLLATE "C", t.idempotency_key COLLATE "C", t.id
     ON CONFLICT DO NOTHING
     RETURNING id, queue, created_at, run_at
 ), counted AS (
