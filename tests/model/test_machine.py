@@ -224,11 +224,24 @@ class Machine(RuleBasedStateMachine):
         assert self.run(self.tasks.settled([wish])) == {claim.lease}
         self.stale.append(wish)
 
+    @rule(wishes=st.lists(outcomes, min_size=2, max_size=5), who=picks)
+    def live(self, wishes: list[Outcome], who: int) -> None:
+        """One task through several attempts in a row."""
+        for wish in wishes:
+            self.time_passes()
+            self.claim(most=1, types=TYPES, room=9, who=who)
+            if self.stale:
+                self.settle_stale(number=who)
+            if self.any(State.RUNNING):
+                self.settle(number=0, outcome=wish)
+
     @precondition(lambda self: self.stale)
     @rule(number=picks)
     def settle_stale(self, number: int) -> None:
-        """By a lease that has ended, whoever ended it."""
-        wish = self.stale[number % len(self.stale)]
+        """By a lease that has ended, whoever ended it; best while the task runs again under another one."""
+        running = [s for s in self.stale if s.id in self.model and self.model[s.id].state is State.RUNNING]
+        found = running or self.stale
+        wish = found[number % len(found)]
         assert self.run(self.tasks.settle([wish])) == {}
         self.run(self.tasks.reject(next(iter(self.beats)), [wish]))
         if wish.id in self.model:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dhara import embedded
 from dhara.embedded import Binaries, EmbeddedPostgres, default_data_dir, find_binaries
+from dhara.embedded.account import environment
+from dhara.embedded.lock import identity
 from dhara.errors import EmbeddedPostgresError
 
 
@@ -32,7 +33,7 @@ def fake_pg_config(folder: Path, bindir: Path) -> None:
 def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
     """A machine without PostgreSQL: no wheel, no Debian folders, nothing on PATH."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr(embedded, "DEBIAN_FOLDERS", tmp_path / "debian")
+    monkeypatch.setattr("dhara.embedded.binaries.DEBIAN_FOLDERS", tmp_path / "debian")
     return {"PATH": str(tmp_path / "nothing")}
 
 
@@ -134,16 +135,16 @@ def test_stop_and_questions_before_start(binaries: Binaries, tmp_path: Path) -> 
 def test_a_zombie_and_a_dead_process_have_no_identity() -> None:
     child = subprocess.Popen(["sleep", "60"])
     try:
-        assert embedded._identity(child.pid).startswith(str(child.pid))
+        assert identity(child.pid).startswith(str(child.pid))
         child.kill()
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-        assert embedded._identity(child.pid) == ""
+        assert identity(child.pid) == ""
     finally:
         child.wait()
-    assert embedded._identity(child.pid) == ""
+    assert identity(child.pid) == ""
 
 
 def test_the_server_learns_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DHARA_API_KEYS", "secret")
     monkeypatch.setenv("PGDATA", "/elsewhere")
-    assert {"DHARA_API_KEYS", "PGDATA"}.isdisjoint(embedded._environment())
+    assert {"DHARA_API_KEYS", "PGDATA"}.isdisjoint(environment())

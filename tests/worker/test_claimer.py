@@ -203,6 +203,16 @@ async def test_a_delayed_task_that_no_hint_told_of(pool: Pool, db: Connection) -
         assert 0 <= late < 0.3, "the poll before it told when it is due"
 
 
+async def test_a_task_that_is_expected_back_starts_when_it_is_due(pool: Pool, db: Connection) -> None:
+    """As after a retry: its worker knows, although nobody notifies."""
+    async with claiming(pool, desk := Desk(), poll=5) as claimer:
+        task = await make_task(pool, delay=0.3)
+        claimer.expect(0.3)
+        await desk.gets(1, timeout=2)
+        late = await db.fetchval("SELECT EXTRACT(EPOCH FROM started_at - run_at)::float8 FROM dhara.tasks WHERE id = $1", task.id)
+        assert 0 <= late < 0.3
+
+
 async def test_many_delayed_ones_hide_no_ready_one(pool: Pool) -> None:
     await Tasks(pool).enqueue([new_task(priority=90, delay=1_000.0) for _ in range(500)])
     async with claiming(pool, desk := Desk()) as claimer:

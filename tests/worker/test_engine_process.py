@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -74,51 +75,44 @@ async def test_handlers_run_in_children_of_the_nursery(dsn: str, desk: Desk) -> 
     assert not exists(nursery.pid)
 
 
-@pytest.mark.parametrize(
-    ("how", "says"),
-    [
-        ("segfault", "signal SIGSEGV"),
-        ("exit", "exit code 3"),
-        ("exit 0", "exit code 0"),
-        ("kill", "signal SIGKILL"),
-        ("real-time", "signal 37"),
-    ],
-)
-async def test_a_dying_child_fails_only_its_task(dsn: str, desk: Desk, how: str, says: str) -> None:
+# how a child ends -> what is said of it
+CRASHES = {
+    "segfault": "signal SIGSEGV",
+    "exit": "exit code 3",
+    "exit 0": "exit code 0",
+    "kill": "signal SIGKILL",
+    "real-time": "signal 37",
+}
+EXCEPTIONS = {"raise": "ValueError: an ordinary one", "sys.exit": "SystemExit: 4", "memory": "MemoryError: "}
+
+
+async def test_a_dying_child_fails_only_its_task(dsn: str, desk: Desk) -> None:
     async with working(dsn) as worker:
         nursery = nursery_of(worker).pid
         others = await desk.enqueue("process", {"seconds": 0.3}, times=4)
-        id = await desk.one("process.end", {"how": how}, max_retries=1)
-        task = await desk.final(id)
-        first, second = await desk.attempts(id)
-        done = await desk.all_final(others)
+        ids = {how: await desk.one("process.end", {"how": how}, max_retries=1) for how in CRASHES}
+        poison = await desk.one("process.end", {"how": "segfault"}, max_retries=20)
+        tasks = dict(zip(ids, await desk.all_final(list(ids.values())), strict=True))
+        attempts = {how: await desk.attempts(id) for how, id in ids.items()}
+        done, buried = await desk.all_final(others), await desk.final(poison)
         assert nursery_of(worker).pid == nursery
-    assert (task.status, task.reason, task.failures, task.crashes) == (State.DEAD, "exhausted", 2, 2)
-    assert task.last_error == f"the process that ran it ended: {says}"
-    assert (first.outcome, second.outcome) == ("RETRIED", "DEAD")
-    # The last words of each attempt are kept.
-    assert f"about to end by {how}" in messages(first)
-    assert f"about to end by {how}" in messages(second)
+    for how, task in tasks.items():
+        assert (task.status, task.reason, task.failures, task.crashes) == (State.DEAD, "exhausted", 2, 2), how
+        assert task.last_error == f"the process that ran it ended: {CRASHES[how]}"
+        assert [attempt.outcome for attempt in attempts[how]] == ["RETRIED", "DEAD"]
+        # The last words of each attempt are kept.
+        assert all(f"about to end by {how}" in messages(attempt) for attempt in attempts[how])
+    assert (buried.status, buried.reason, buried.attempts, buried.crashes) == (State.DEAD, "poison", 3, 3)
     assert {(other.status, other.attempts) for other in done} == {(State.COMPLETED, 1)}
 
 
-@pytest.mark.parametrize(
-    ("how", "says"), [("raise", "ValueError: an ordinary one"), ("sys.exit", "SystemExit: 4"), ("memory", "MemoryError: ")]
-)
-async def test_an_exception_in_a_child_is_an_ordinary_failure(dsn: str, desk: Desk, how: str, says: str) -> None:
+async def test_an_exception_in_a_child_is_an_ordinary_failure(dsn: str, desk: Desk) -> None:
     async with working(dsn):
-        id = await desk.one("process.end", {"how": how}, max_retries=0)
-        task = await desk.final(id)
-        error = await desk.error(id)
-    assert (task.status, task.failures, task.crashes, task.last_error) == (State.DEAD, 1, 0, says)
-    assert "in process_end" in error["traceback"]
-
-
-async def test_three_crashes_are_poison(dsn: str, desk: Desk) -> None:
-    async with working(dsn):
-        id = await desk.one("process.end", {"how": "segfault"}, max_retries=20)
-        task = await desk.final(id)
-    assert (task.status, task.reason, task.attempts, task.crashes) == (State.DEAD, "poison", 3, 3)
+        for how, says in EXCEPTIONS.items():
+            id = await desk.one("process.end", {"how": how}, max_retries=0)
+            task = await desk.final(id)
+            assert (task.status, task.failures, task.crashes, task.last_error) == (State.DEAD, 1, 0, says)
+            assert "in process_end" in (await desk.error(id))["traceback"]
 
 
 async def test_a_time_out_kills(dsn: str, desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +263,7 @@ async def test_a_script_is_imported_by_its_file(dsn: str, tmp_path: Path, guarde
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.replace("GUARD", run))
     process = await asyncio.create_subprocess_exec(
-        *(os.sys.executable, str(script), dsn),  # type: ignore[attr-defined]
+        *(sys.executable, str(script), dsn),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

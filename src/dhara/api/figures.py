@@ -12,7 +12,7 @@ from dhara.api.shared import Shared
 from dhara.domain.lifecycle import State
 from dhara.store.pool import Pool
 from dhara.store.queues import Queue, Queues
-from dhara.store.stats import Fleet, Flow, Histogram, Stats, by_status
+from dhara.store.stats import Fleet, Flow, Histogram, Stats, Unroutable, by_status
 from dhara.telemetry.metrics import (
     BUCKETS,
     HISTOGRAMS,
@@ -41,6 +41,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     fleet: Fleet
     histograms: list[Histogram]
     queues: list[Queue]
+    unroutable: list[Unroutable]
 
 
 class Figures:
@@ -90,6 +91,7 @@ class Figures:
                 fleet=await stats.fleet(),
                 histograms=await stats.histograms(MOST_HISTOGRAMS),
                 queues=await Queues(connection, self._schema).list(),
+                unroutable=await stats.unroutable(),
             )
 
 
@@ -140,8 +142,18 @@ def families(snapshot: Snapshot) -> list[Family]:
         single("dhara_worker_slots", fleet.slots),
         single("dhara_heartbeat_age_seconds", fleet.beat_age),
         *_queue_families(snapshot.queues),
+        family("dhara_tasks_unroutable", *_by_type(snapshot.unroutable)),
         *_histogram_families(snapshot.histograms),
     ]
+
+
+def _by_type(unroutable: Sequence[Unroutable]) -> list[Sample]:
+    """Added up by type; types beyond the bound as one. Most come first, so it is the small ones that are added up."""
+    counts: dict[str, int] = {}
+    for found in unroutable:
+        label = found.type if found.type in counts or len(counts) < MOST_LABELS else OTHER
+        counts[label] = counts.get(label, 0) + found.count
+    return [Sample((type,), count) for type, count in counts.items()]
 
 
 def _queue_families(queues: Sequence[Queue]) -> list[Family]:

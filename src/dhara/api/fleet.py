@@ -12,6 +12,7 @@ from dhara.api.shapes import (
     PendingOut,
     QueueList,
     StatsOut,
+    UnroutableOut,
     WorkerList,
     queue_out,
     worker_out,
@@ -67,6 +68,7 @@ async def stats(request: Request) -> Reply:
             totals=totals(snapshot.flows),
             fleet=FleetOut(fleet.workers, fleet.slots, fleet.running, round(fleet.beat_age, 3)),
             queues=len(snapshot.queues),
+            unroutable=[UnroutableOut(found.type, found.queue, found.count) for found in snapshot.unroutable],
         )
     )
 

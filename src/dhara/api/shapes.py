@@ -213,6 +213,7 @@ class QueueOut(Struct, kw_only=True, omit_defaults=True):
     rate_out: float | None = None
     paused_at: Moment | None = None
     paused_by: str | None = None
+    retention: Annotated[float | None, Meta(description="Seconds that its final tasks are kept.")] = None
 
 
 class QueueList(Struct):
@@ -272,6 +273,14 @@ class FleetOut(Struct):
     beat_age: float
 
 
+class UnroutableOut(Struct):
+    """Ready tasks of a type that no live worker knows. They wait for one."""
+
+    type: str
+    queue: str
+    count: int
+
+
 class StatsOut(Struct):
     """Figures for a dashboard. `totals` count since the beginning."""
 
@@ -280,6 +289,7 @@ class StatsOut(Struct):
     totals: dict[str, int]
     fleet: FleetOut
     queues: int
+    unroutable: Annotated[list[UnroutableOut], Meta(description="Most first; about 10,000 ready tasks are looked at.")]
 
 
 class CheckOut(Struct, omit_defaults=True):
@@ -361,6 +371,7 @@ def queue_out(queue: Queue, rates: tuple[float, float] | None) -> QueueOut:
         rate_out=rates[1] if rates else None,
         paused_at=queue.paused_at,
         paused_by=queue.paused_by,
+        retention=queue.retention,
     )
 
 

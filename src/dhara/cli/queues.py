@@ -25,10 +25,15 @@ def list_queues(console: Console) -> None:
     """Every queue, with its figures."""
     from dhara.api.shapes import queue_out
     from dhara.cli.tables import span, table
+    from dhara.store.queues import Queues
+    from dhara.store.stats import Stats, Unroutable
 
-    found: list[Queue] = _on_queues(console, lambda queues: queues.list())
+    async def work(queues: Queues) -> tuple[list[Queue], list[Unroutable]]:
+        return await queues.list(), await Stats(queues.db, queues.schema).unroutable()
+
+    found, unroutable = _on_queues(console, work)
     if console.json:
-        console.answer({"queues": [queue_out(queue, None) for queue in found]})
+        console.answer({"queues": [queue_out(queue, None) for queue in found], "unroutable": unroutable})
         return
     rows = [
         (
@@ -45,6 +50,9 @@ def list_queues(console: Console) -> None:
     ]
     head = ("QUEUE", "STATE", "READY", "DELAYED", "RUNNING", "DEAD", "COMPLETED", "OLDEST READY")
     console.print(table(head, rows, fancy=console.fancy) if rows else "no queue has held a task yet")
+    for one in unroutable:
+        text = f"unroutable: {one.count:,} ready in queue {one.queue}: no live worker knows the type {one.type}"
+        console.print(click.style(text, fg="yellow") if console.fancy else text)
 
 
 @queues.command("get", examples="dhara queues get mail")
@@ -80,6 +88,23 @@ def resume(console: Console, name: str) -> None:
         return await queues.get(name)
 
     _show(console, name, _on_queues(console, work, wake=name))
+
+
+@queues.command("retention", examples="dhara queues retention mail 7d\ndhara queues retention mail default")
+@click.argument("name")
+@click.argument("duration")
+@click.pass_obj
+def retention(console: Console, name: str, duration: str) -> None:
+    """Keep a queue's final tasks, DEAD ones too, for DURATION (30m, 7d), or as the settings say (default)."""
+    from dhara.cli.tasks import Span
+
+    seconds = None if duration == "default" else Span().convert(duration, None, click.get_current_context())
+
+    async def work(queues: Any) -> Any:
+        await queues.retain(_name(name), seconds)
+        return await queues.get(name)
+
+    _show(console, name, _on_queues(console, work))
 
 
 @click.command(
@@ -154,6 +179,7 @@ def _show(console: Console, name: str, queue: Queue) -> None:
         ("dead", queue.dead),
         ("enqueued", queue.enqueued),
         ("completed", queue.completed),
+        ("retention", None if queue.retention is None else span(queue.retention)),
     ]
     console.print(pairs(values, fancy=console.fancy))
 

@@ -14,6 +14,7 @@ from dhara.cli.console import Command, Console, Group
 if TYPE_CHECKING:
     from dhara.client import AsyncClient
     from dhara.domain.task import Task
+    from dhara.store.pool import Pool
 
 STATES = ("PENDING", "RUNNING", "COMPLETED", "CANCELED", "DEAD")
 
@@ -221,7 +222,21 @@ def list_tasks(console: Console, /, limit: int, offset: int, **wanted: Any) -> N
 @click.pass_obj
 def get(console: Console, id: str) -> None:
     """One task, with payload and result."""
-    _answer(console, lambda client: client.get(id))
+    from dhara.cli.database import with_pool
+    from dhara.client.asynchronous import known_id
+    from dhara.store.tasks import Tasks
+    from dhara.store.workers import Workers
+
+    async def work(pool: Pool) -> tuple[Task, bool]:
+        task = await Tasks(pool, pool.settings.schema).get(known_id(id))
+        live = [w for w in await Workers(pool, pool.settings.schema).recent() if w.state in ("live", "draining")]
+        return task, any(task.type in worker.types for worker in live)
+
+    task, routable = with_pool(console, work)
+    _say(console, task)
+    if task.status == "PENDING" and not routable and not console.json:
+        text = f"unroutable: no live worker knows the type {task.type}; the task waits for one"
+        console.print(click.style(text, fg="yellow") if console.fancy else text)
 
 
 @tasks.command("cancel", examples="dhara tasks cancel 01890a5d-ac96-774b-bcce-b302099a8057 --reason 'sent by hand'")
@@ -335,15 +350,20 @@ def wait(console: Console, id: str, timeout: float) -> int:
 
 
 def _answer(console: Console, work: Callable[[AsyncClient], Any]) -> Task:
-    from dhara.api.shapes import task_out
     from dhara.cli.database import with_client
 
     task: Task = with_client(console, work)
+    _say(console, task)
+    return task
+
+
+def _say(console: Console, task: Task) -> None:
+    from dhara.api.shapes import task_out
+
     if console.json:
         console.answer(task_out(task))
     else:
         _show(console, task)
-    return task
 
 
 def _show(console: Console, task: Task) -> None:

@@ -31,6 +31,7 @@ class Queue(Struct, frozen=True, kw_only=True):
     oldest_ready_age: float | None = None
     paused_at: datetime | None = None
     paused_by: str | None = None
+    retention: float | None = None
 
 
 class Queues:
@@ -61,6 +62,10 @@ class Queues:
     async def resume(self, name: str) -> None:
         """Start claiming from the queue again."""
         await self.db.execute(self._sql("resume"), name)
+
+    async def retain(self, name: str, seconds: float | None) -> None:
+        """How long its final tasks are kept; None: as the fleet's setting says."""
+        await self.db.execute(self._sql("retain"), name, seconds)
 
 
 def _queue(row: object) -> Queue:

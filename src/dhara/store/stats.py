@@ -43,6 +43,14 @@ class Histogram(Struct, frozen=True):
     buckets: list[int]
 
 
+class Unroutable(Struct, frozen=True):
+    """Ready tasks of a type that no live worker knows, among those looked at."""
+
+    type: str
+    queue: str
+    count: int
+
+
 class Clock(Struct, frozen=True):
     """The database's time, and whether it takes no writes."""
 
@@ -91,6 +99,10 @@ class Stats:
     async def histograms(self, most: int = 2_000) -> list[Histogram]:
         """The fleet's histograms."""
         return [Histogram(*row) for row in await self.db.fetch(self._sql("histograms"), most)]
+
+    async def unroutable(self, look_at: int = 10_000, most: int = 200) -> list[Unroutable]:
+        """Ready tasks of types that no live worker knows, most first; looks at about `look_at` tasks, whatever their number."""
+        return [Unroutable(*row) for row in await self.db.fetch(self._sql("unroutable"), look_at, most)]
 
     async def clock(self) -> Clock:
         """Is the database there, and what time is it?"""

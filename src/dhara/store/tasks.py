@@ -152,8 +152,10 @@ class Tasks:
             if changed is not None:
                 return Enqueued(task_of(changed), created=False)
             # It has just been claimed or canceled: its key may be free now, or its holder cannot be changed.
-            if (await self.get(standing.id)).status is not State.RUNNING:
+            now = (await self.get_many([standing.id])).get(standing.id)
+            if now is None or now.status is not State.RUNNING or row["unique_scope"] == "pending":
                 return None
+            standing = now
         return Enqueued(standing, created=row["by"] == "id")
 
     # claim

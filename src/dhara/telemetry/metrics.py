@@ -73,6 +73,7 @@ TABLE: tuple[Metric, ...] = (
         ("queue",),
     ),
     Metric("dhara_queue_paused", "gauge", "1 while a queue is paused.", ("queue",)),
+    Metric("dhara_tasks_unroutable", "gauge", "Ready tasks of a type that no live worker knows.", ("type",)),
     Metric(
         "dhara_task_wait_seconds",
         "histogram",

@@ -88,6 +88,11 @@ class Claimer(Service):
             self._woken = True
             self._news.set()
 
+    def expect(self, seconds: float) -> None:
+        """A hint that a task is due in `seconds`: before the next poll, a look at the lanes says when exactly."""
+        if seconds < self._poll_interval:
+            self._news.set()
+
     def freed(self) -> None:
         """A hint that there is room again."""
         self._roomy.set()

@@ -41,6 +41,7 @@ log = logging.getLogger("dhara.worker.keeper")  # it runs as __main__
 _WATCH = 0.25
 _LAG_WARNING = 1.0
 _AFTERMATH = 2.0
+_LAST_CONNECT = 10.0
 _REAP_TRIES = 100
 
 
@@ -97,8 +98,13 @@ class Keeper:
         connecting = asyncio.create_task(self._connect())
         try:
             await asyncio.wait((listening, connecting), return_when=asyncio.FIRST_COMPLETED)
+            if listening.done() and listening.result():
+                return  # told to leave before there was anything to keep
+            if listening.done():
+                # Orphaned before the database has come: what the dead hold is still to be taken back.
+                await asyncio.wait((connecting,), timeout=_LAST_CONNECT)
             if not connecting.done():
-                return  # told to leave, or orphaned, before the database has come: there is nothing to keep
+                return
             await self._beat.start()
             await self._maintenance.start()
             if not await listening:

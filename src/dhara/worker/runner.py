@@ -120,7 +120,12 @@ class Runner:
         self.tasks = Tasks(self._pool, schema)
         self._workers = Workers(self._pool, schema)
         self.settler = Settler(
-            tasks=self.tasks, worker=worker, rng=self._rng, rejected=self._rejected, relieved=self._freed
+            tasks=self.tasks,
+            worker=worker,
+            rng=self._rng,
+            rejected=self._rejected,
+            relieved=self._freed,
+            returned=lambda seconds: self.claimer.expect(seconds),
         )
         self.slots = Slots(
             registry,

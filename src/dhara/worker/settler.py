@@ -25,10 +25,15 @@ log = logging.getLogger(__name__)
 MOST = 500
 CAPACITY = 10_000
 _LONGEST_PAUSE = 2.0
+_RETURNS = (Event.RETRIED, Event.SNOOZED)
 
 
 class Settler(Service):
-    """Writes the settlements of one worker. `rejected` hears of each stale one, `relieved` when it is no longer full."""
+    """Writes the settlements of one worker.
+
+    `rejected` hears of each stale one, `relieved` when it is no longer full, `returned` in how many seconds the first of a
+    batch's tasks is due again.
+    """
 
     def __init__(
         self,
@@ -38,6 +43,7 @@ class Settler(Service):
         rng: random.Random,
         rejected: Callable[[Settlement], None] = lambda s: None,
         relieved: Callable[[], None] = lambda: None,
+        returned: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         super().__init__()
         self._tasks = tasks
@@ -45,6 +51,7 @@ class Settler(Service):
         self._rng = rng
         self._rejected = rejected
         self._relieved = relieved
+        self._returned = returned
         self._waiting: list[Settlement] = []
         self._flushing: Sequence[Settlement] = ()
         self._news = asyncio.Event()
@@ -124,6 +131,9 @@ class Settler(Service):
 
     async def _settle(self, batch: Sequence[Settlement]) -> None:
         accepted = await self._tasks.settle(batch)
+        waits = [s.delay for s in batch if s.event in _RETURNS and s.lease in accepted]
+        if waits:
+            self._returned(min(waits))
         if len(accepted) == len(batch):
             return
         stale = [s for s in batch if s.lease not in accepted]

@@ -45,6 +45,7 @@ class Place(Struct, frozen=True):
 class _Order(Struct, frozen=True):
     place: Place
     path: list[str]
+    arguments: list[str]
     database: DatabaseSettings
     log_level: str
 
@@ -76,7 +77,7 @@ def _place(module: str, name: str) -> Place:
 
 def beginner(registry: Registry, database: DatabaseSettings, log_level: str) -> Callable[[], Begun]:
     """What starts such a nursery. Raises `ConfigError` if the registry cannot be imported elsewhere."""
-    order = msgspec.json.encode(_Order(place_of(registry), sys.path, database, log_level))
+    order = msgspec.json.encode(_Order(place_of(registry), sys.path, sys.argv, database, log_level))
 
     def begin() -> Begun:
         ours, theirs = control_pair()
@@ -112,11 +113,14 @@ def _find(place: Place) -> Registry:
 def main() -> None:
     """The process, until the one that started it is gone."""
     global importing
-    control = socket.socket(fileno=int(sys.argv[1]))
+    control, parent = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     order = msgspec.json.decode(control.recv(_MOST), type=_Order)
-    sys.path[:] = order.path
+    sys.path[:], sys.argv[:] = order.path, order.arguments
     logs.configure(order.log_level, "text")
     importing = True
-    registry = _find(order.place)
+    try:
+        registry = _find(order.place)
+    except ConfigError as error:
+        sys.exit(f"dhara: {error}")
     importing = False
-    Home(control, isolated.body(registry, order.database)).serve(int(sys.argv[2]))
+    Home(control, isolated.body(registry, order.database)).serve(parent)
