@@ -32,6 +32,7 @@ class Proxy:
         self.cuts = 0
         self.accepted = 0
         self.deaf = False
+        self.refusing = False
         self.dsn = ""
         self.flowing = asyncio.Event()
         self.flowing.set()
@@ -66,6 +67,15 @@ class Proxy:
     def thaw(self) -> None:
         self.flowing.set()
 
+    def close(self) -> None:
+        """The database is away: every connection ends, new ones end at once."""
+        self.refusing = True
+        self.cut()
+
+    def reopen(self) -> None:
+        """It is back."""
+        self.refusing = False
+
     def cut(self) -> None:
         """End every connection."""
         for link in list(self._links):
@@ -79,6 +89,9 @@ class Proxy:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
+        if self.refusing:
+            writer.close()
+            return
         try:
             server = await asyncio.open_connection(self._target.hostname, self._target.port or 5432)
         except OSError:

@@ -11,6 +11,7 @@ import pytest
 
 from dhara import (
     AsyncClient,
+    Call,
     ConfigError,
     IdempotencyConflict,
     InvalidBatch,
@@ -22,10 +23,20 @@ from dhara import (
     Unavailable,
     WrongState,
 )
+from dhara.client.backend import PostgresBackend
+from dhara.client.calls import build, build_many
+from dhara.client.results import Poller
+from dhara.domain.task import NewTask
 from dhara.store.pool import DatabaseSettings, Pool
+from dhara.store.tasks import BEGINNING, ZERO, Tasks, Watermark
 from dhara.store.wakeup import Listener
-from tests.factories import claim, make_task, settle_all
+from tests.factories import claim, make_task, make_worker, settle_all
 from tests.waiting import Signal, eventually
+
+
+def poller_of(client: AsyncClient) -> Poller:
+    assert isinstance(client._backend, PostgresBackend)
+    return client._backend.poller
 
 
 async def test_an_enqueued_task_is_what_was_asked_for(client: AsyncClient) -> None:
@@ -249,14 +260,14 @@ async def test_waiting_leaves_nothing_behind(client: AsyncClient, pool: Pool) ->
     impatient.cancel()
     with pytest.raises(asyncio.CancelledError):
         await impatient
-    poller = client._backend.poller
+    poller = poller_of(client)
     await eventually(lambda: not poller._waiters and poller._runner is not None and poller._runner.done())
 
 
 async def test_closing_cancels_those_who_wait(dsn: str) -> None:
     async with AsyncClient(dsn) as client:
         waiting = asyncio.create_task((await client.enqueue("t")).result(timeout=60))
-        await eventually(lambda: client._backend.poller._waiters)
+        await eventually(lambda: poller_of(client)._waiters)
     with pytest.raises(asyncio.CancelledError):
         await waiting
 
@@ -303,3 +314,79 @@ async def test_behind_a_pooler_nothing_is_prepared(dsn: str) -> None:
     async with AsyncClient(dsn, pooler=True) as client:
         handle = await client.enqueue("t")
         assert await handle.status() is State.PENDING
+
+
+async def test_a_thousand_waiters_cost_a_few_queries_a_second(
+    client: AsyncClient, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handles = await client.enqueue_many([{"type": "t", "payload": n} for n in range(1_000)])
+    asked: list[str] = []
+    fetch = Pool.fetch
+
+    async def counted(self: Pool, query: str, *args: object) -> object:
+        asked.append(query)
+        return await fetch(self, query, *args)
+
+    monkeypatch.setattr(Pool, "fetch", counted)
+    waiting = asyncio.gather(*(handle.result(timeout=60) for handle in handles))
+    await asyncio.sleep(4)  # The pauses have grown to their longest.
+    asked.clear()
+    await asyncio.sleep(3)
+    assert 1 <= len(asked) <= 3 * 3
+    monkeypatch.undo()
+    worker = await make_worker(pool)
+    claims = await Tasks(pool).claim(worker, ["t"], 1_000, [Watermark("default", 0, BEGINNING, ZERO, 1_000)])
+    await settle_all(pool, claims)
+    assert await waiting == [None] * 1_000
+
+
+async def test_enqueue_many_by_copy_is_all_or_none(client: AsyncClient, pool: Pool) -> None:
+    items = [{"type": "t", "payload": n, "delay": n % 2} for n in range(1_000)]
+    handles = await client.enqueue_many(items, queue="mail")
+    assert all(handle.created for handle in handles)
+    assert [task.payload for task in (await client.list(limit=500)).tasks] == [str(n) for n in range(999, 499, -1)]
+    assert (await client.get(handles[7].id)).payload == "7"
+    with pytest.raises(InvalidBatch) as caught:
+        await client.enqueue_many([*items, {"type": "t", "priority": 1_000}])
+    assert caught.value.index == 1_000
+    assert await pool.fetchval("SELECT count(*) FROM dhara.tasks") == 1_000
+
+
+async def test_a_copy_that_was_done_already_is_found(client: AsyncClient) -> None:
+    """As after a COMMIT whose answer was lost."""
+    new = [build("t", n, {}) for n in range(600)]
+    for _ in range(2):
+        assert await client._backend.enqueue_many(new) == [(task.id, True) for task in new]
+    assert (await client.list()).total == 600
+
+
+def test_what_is_alike_is_checked_once_and_made_apart() -> None:
+    made = build_many(
+        [
+            {"type": "t", "payload": 1},
+            {"type": "t", "payload": 2, "priority": 1},
+            {"type": "t", "payload": 3},
+            {"type": "t", "tags": ["a"]},
+            {"type": "t", "priority": 1, "queue": "own"},
+            Call(type="t", payload=4, defaults={"queue": "theirs", "priority": 9}),
+            {"type": Call(type="t", payload=5, defaults={"queue": "theirs", "priority": 9}), "max_retries": 1},
+        ],
+        {"queue": "all"},
+    )
+
+    def shown(task: NewTask) -> tuple[object, ...]:
+        return task.payload, task.queue, task.priority, task.tags, task.max_retries
+
+    assert [shown(task) for task in made] == [
+        ("1", "all", 0, (), 5),
+        ("2", "all", 1, (), 5),
+        ("3", "all", 0, (), 5),
+        ("{}", "all", 0, ("a",), 5),
+        ("{}", "own", 1, (), 5),
+        ("4", "all", 9, (), 5),
+        ("5", "all", 9, (), 1),
+    ]
+    assert sorted(task.id for task in made) == [task.id for task in made]
+    with pytest.raises(InvalidBatch) as caught:
+        build_many([{"type": "t", "priority": 1}, {"type": "t", "priority": True}], {})
+    assert caught.value.index == 1

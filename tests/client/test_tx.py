@@ -94,41 +94,24 @@ def _alchemy(dsn: str, *, session: bool) -> Iterator[Any]:
 
 @contextmanager
 def _django(dsn: str) -> Iterator[Any]:
+    """`django.db.connection` inside `transaction.atomic`, as views have it."""
     import django
     from django.conf import settings
-    from django.db import transaction
-    from django.db.backends.postgresql.base import DatabaseWrapper
-    from django.db.utils import ConnectionHandler
+    from django.db import connection, connections, transaction
 
     if not settings.configured:
         settings.configure(USE_TZ=True)
         django.setup()
     info = psycopg.conninfo.conninfo_to_dict(dsn)
-    handler = ConnectionHandler(
-        {
-            "default": {
-                "ENGINE": "django.db.backends.postgresql",
-                "NAME": info["dbname"],
-                "USER": info.get("user"),
-                "PASSWORD": info.get("password"),
-                "HOST": info.get("host"),
-                "PORT": info.get("port"),
-            }
-        }
-    )
-    connection = handler["default"]
-    assert isinstance(connection, DatabaseWrapper)
-    # Django's `atomic` looks its connection up by alias; this one belongs to no project.
-    connection.set_autocommit(False)
-    del transaction
+    names = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
+    database = {"ENGINE": "django.db.backends.postgresql"} | {key: info.get(name) for key, name in names.items()}
+    connections.settings = connections.configure_settings({"default": database})
     try:
-        yield connection
-        connection.commit()
-    except BaseException:
-        connection.rollback()
-        raise
+        with transaction.atomic():
+            yield connection
     finally:
-        connection.close()
+        connections.close_all()
+        del connections["default"]
 
 
 ASYNC: dict[str, Callable[[str], AbstractAsyncContextManager[Any]]] = {
@@ -281,3 +264,15 @@ async def test_two_transactions_with_one_key(dsn: str) -> None:
         assert (found == winner, created) == (commits, not commits)
         await first.close()
         await second.close()
+
+
+def test_djangos_savepoints(dsn: str, sync_client: Client) -> None:
+    """What an inner `atomic` takes back is not enqueued; what stands around it is."""
+    from django.db import transaction
+
+    with _django(dsn) as connection:
+        sync_client.enqueue_tx(connection, "outer")
+        with pytest.raises(Rollback), transaction.atomic():  # noqa: PT012
+            sync_client.enqueue_tx(connection, "inner")
+            raise Rollback
+    assert [task.type for task in sync_client.list().tasks] == ["outer"]

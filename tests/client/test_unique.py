@@ -14,7 +14,6 @@ import pytest
 
 from dhara import AsyncClient, State, WrongState
 from dhara.api.asgi import create_app
-from dhara.domain.task import Task
 from dhara.settings import Settings
 from dhara.store.pool import Pool
 from dhara.store.tasks import BEGINNING, ZERO, Tasks, Watermark
@@ -24,7 +23,7 @@ from tests.factories import claim, make_task, make_worker, settle_all
 async def live(pool: Pool) -> Counter[str]:
     """Live tasks by unique key."""
     query = "SELECT unique_key, count(*) FROM dhara.tasks WHERE status IN ('PENDING', 'RUNNING') GROUP BY 1"
-    return Counter(dict(await pool.fetch(query)))
+    return Counter({row[0]: row[1] for row in await pool.fetch(query)})
 
 
 async def test_64_clients_on_8_keys_with_rollbacks(dsn: str, pool: Pool, client: AsyncClient) -> None:
@@ -189,10 +188,10 @@ async def test_the_sql_function_keeps_replaces_and_reschedules(client: AsyncClie
         "SELECT task_id, created FROM dhara.enqueue(type => 't', payload => $1, unique_key => 'k', unique_for => $2,"
         " on_conflict => $3, retention => 7)"
     )
-    first, created = await pool.fetchrow(query, "1", "3600", "keep") or (None, None)
+    first, created = (await pool.fetch(query, "1", "3600", "keep"))[0]
     assert created
-    shown: Task = await client.get(first)
+    shown = await client.get(first)
     assert (shown.unique_key, shown.retention) == ("k", 7.0)
     for payload, way, wanted in (("2", "keep", "1"), ("3", "reschedule", "1"), ("4", "replace", "4")):
-        assert tuple(await pool.fetchrow(query, payload, "open", way) or ()) == (first, False)
+        assert tuple((await pool.fetch(query, payload, "open", way))[0]) == (first, False)
         assert (await client.get(first)).payload == wanted

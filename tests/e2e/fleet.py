@@ -35,9 +35,9 @@ PROFILE = {
 class Crew:
     """One `dhara worker` command with all its processes."""
 
-    def __init__(self, dsn: str, slots: int, processes: int, **environ: str) -> None:
+    def __init__(self, dsn: str, slots: int, processes: int, module: str = "e2e_handlers", **environ: str) -> None:
         self.environ = os.environ | PROFILE | {"DHARA_DATABASE_URL": dsn} | environ
-        self.command = [sys.executable, "-m", "dhara", "worker", "e2e_handlers"]
+        self.command = [sys.executable, "-m", "dhara", "worker", module]
         self.command += ["--concurrency", str(slots), "--processes", str(processes)]
         self.log: list[bytes] = []
         self.process = self._start()
@@ -95,9 +95,11 @@ class Crew:
 
 
 @contextmanager
-def crew(dsn: str, slots: int = 50, processes: int = 1, **environ: str) -> Iterator[Crew]:
-    """A worker at work; at the end none of its processes is left."""
-    made = Crew(dsn, slots, processes, **environ)
+def crew(
+    dsn: str, slots: int = 50, processes: int = 1, module: str = "e2e_handlers", **environ: str
+) -> Iterator[Crew]:
+    """A worker at work with the handlers of `module`; at the end none of its processes is left."""
+    made = Crew(dsn, slots, processes, module, **environ)
     try:
         yield made
     finally:

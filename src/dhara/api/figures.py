@@ -41,7 +41,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     fleet: Fleet
     histograms: list[Histogram]
     queues: list[Queue]
-    unroutable: list[Unroutable]
+    unroutable: list[Unroutable] = []
 
 
 class Figures:

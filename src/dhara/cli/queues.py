@@ -33,7 +33,8 @@ def list_queues(console: Console) -> None:
 
     found, unroutable = _on_queues(console, work)
     if console.json:
-        console.answer({"queues": [queue_out(queue, None) for queue in found], "unroutable": unroutable})
+        waiting = {"unroutable": unroutable} if unroutable else {}
+        console.answer({"queues": [queue_out(queue, None) for queue in found], **waiting})
         return
     rows = [
         (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dhara.client.asynchronous import AsyncClient, Handle
+from dhara.client.middleware import Middleware, Proceed
 from dhara.client.synchronous import Client, SyncHandle
+from dhara.domain.task import NewTask
 
-__all__ = ["AsyncClient", "Client", "Handle", "SyncHandle"]
+__all__ = ["AsyncClient", "Client", "Handle", "Middleware", "NewTask", "Proceed", "SyncHandle"]
