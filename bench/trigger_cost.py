@@ -82,7 +82,9 @@ async def drain(db: Any, tasks: Tasks, batch: int) -> Run:
     start = time.perf_counter()
     while claims := await tasks.claim(worker, ["t"], batch, [Watermark("default", 0, *mark, batch)]):
         mark = (claims[-1].run_at, claims[-1].id)
-        settled = await tasks.settle([Settlement(c.id, c.lease, c.attempt, Event.COMPLETED, result="null") for c in claims])
+        settled = await tasks.settle(
+            [Settlement(c.id, c.lease, c.attempt, Event.COMPLETED, result="null") for c in claims]
+        )
         assert len(settled) == len(claims)
         done += len(claims)
     seconds = time.perf_counter() - start
@@ -109,12 +111,16 @@ async def measure(count: int, rounds: int) -> None:
                 await fill(db, tasks, count)
                 figures.setdefault((batch, variant), []).append(await drain(db, tasks, batch))
     print(f"{await db.fetchval('SHOW server_version')}; {count} tasks, {rounds} rounds; medians (lowest to highest)")
-    print("| batch | guard | tasks/s | CPU µs a task | against none | WAL bytes a task |\n|---:|---|---:|---:|---:|---:|")
+    print(
+        "| batch | guard | tasks/s | CPU µs a task | against none | WAL bytes a task |\n|---:|---|---:|---:|---:|---:|"
+    )
     for (batch, variant), runs in sorted(figures.items()):
         rate, cpu, wal = (statistics.median(run[column] for run in runs) for column in range(3))
         bare = statistics.median(run.cpu for run in figures[batch, "none"])
         spread = f"{min(run.cpu for run in runs):.1f} to {max(run.cpu for run in runs):.1f}"
-        print(f"| {batch} | {variant} | {rate:,.0f} | {cpu:.1f} ({spread}) | {100 * (cpu / bare - 1):+.1f} % | {wal:,.0f} |")
+        print(
+            f"| {batch} | {variant} | {rate:,.0f} | {cpu:.1f} ({spread}) | {100 * (cpu / bare - 1):+.1f} % | {wal:,.0f} |"
+        )
     await db.execute(f"DROP SCHEMA {SCHEMA} CASCADE")
     await db.close()
 

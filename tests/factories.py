@@ -63,7 +63,8 @@ async def make_worker(
 
 def new_task(type: str = "t", **fields: Any) -> NewTask:
     """A `NewTask` with an id of its own."""
-    return NewTask(**{"id": new_id(), "type": type} | fields)
+    values: dict[str, Any] = {"id": new_id(), "type": type} | fields
+    return NewTask(**values)
 
 
 async def make_task(
@@ -198,7 +199,8 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 
 
 def added(
-    before: dict[tuple[str, str, str | None, str | None], int], after: dict[tuple[str, str, str | None, str | None], int]
+    before: dict[tuple[str, str, str | None, str | None], int],
+    after: dict[tuple[str, str, str | None, str | None], int],
 ) -> dict[tuple[str, str, str | None, str | None], int]:
     """What the counters gained."""
     return {key: n - before.get(key, 0) for key, n in after.items() if n != before.get(key, 0)}

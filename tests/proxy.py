@@ -4,6 +4,7 @@
     lose_reply(name)     it does, and is committed, but its answer never reaches the client
     freeze()             nothing passes any more and nobody is told: a half-open link
     cut()                every connection ends now
+    close()              and new ones too, until reopen()
     deaf                 notifications are swallowed
 """
 

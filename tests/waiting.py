@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import asyncpg
 
@@ -31,17 +31,27 @@ class Signal:
         return self.values
 
 
-async def eventually(predicate: Callable[[], T | Awaitable[T]], timeout: float = 10, what: str | None = None) -> T:
+@overload
+async def eventually(predicate: Callable[[], Awaitable[T]], timeout: float = 10, what: str | None = None) -> T: ...
+
+
+@overload
+async def eventually(predicate: Callable[[], T], timeout: float = 10, what: str | None = None) -> T: ...
+
+
+async def eventually(predicate: Callable[[], Any], timeout: float = 10, what: str | None = None) -> Any:
     """The first true answer of `predicate` (sync or async), asked again and again for at most `timeout` seconds."""
     deadline = time.monotonic() + timeout
     pause = 0.001
     while True:
         answer = predicate()
-        found: T = await answer if inspect.isawaitable(answer) else answer
+        found = await answer if inspect.isawaitable(answer) else answer
         if found:
             return found
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited {timeout:g} s in vain for {what or inspect.getsource(predicate).strip()}; last: {found!r}")
+            raise AssertionError(
+                f"waited {timeout:g} s in vain for {what or inspect.getsource(predicate).strip()}; last: {found!r}"
+            )
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, 0.05)
 

@@ -28,6 +28,7 @@ from dhara import (
     WrongState,
 )
 from dhara.api.asgi import create_app
+from dhara.api.server import serve
 from dhara.client import http
 from dhara.client.calls import build
 from dhara.client.http import HttpBackend
@@ -359,3 +360,42 @@ def test_without_httpx_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "httpx", None)
     with pytest.raises(ConfigError, match=r"pip install 'dhara\[client\]'"):
         AsyncClient(URL)
+
+
+@pytest.fixture
+async def url(pool: Pool) -> AsyncIterator[str]:
+    """A server on a socket."""
+    stop, started = asyncio.Event(), asyncio.get_running_loop().create_future()
+    app = create_app(pool=pool, settings=Settings())
+    serving = asyncio.create_task(
+        serve(app, host="127.0.0.1", port=0, stop=stop, on_started=lambda host, port: started.set_result(port), grace=1)
+    )
+    yield f"http://127.0.0.1:{await asyncio.wait_for(started, 10)}"
+    stop.set()
+    await serving
+
+
+async def test_over_real_sockets_from_code_without_a_loop(url: str, pool: Pool) -> None:
+    def sync() -> None:
+        with Client(url) as client:
+            handle = client.enqueue("t", {"n": 1}, tags=["a"])
+            assert (handle.created, handle.status()) == (True, State.PENDING)
+            assert [one.created for one in client.enqueue_many([{"type": "t"}] * 3)] == [True] * 3
+            assert client.list(tag="a").total == 1
+            assert handle.cancel() is State.PENDING
+            with pytest.raises(TaskFailed):
+                handle.result(timeout=5)
+
+    await asyncio.to_thread(sync)
+
+
+async def test_more_long_polls_than_may_go_at_once_take_turns(
+    url: str, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "MOST_POLLS", 10)
+    monkeypatch.setattr(http, "TURN", 0.2)
+    async with AsyncClient(url) as client:
+        handles = await asyncio.gather(*(client.enqueue("t", n) for n in range(50)))
+        waiting = asyncio.gather(*(handle.result(timeout=60) for handle in handles))
+        await settle_all(pool, [await claim(pool, handle.id) for handle in handles])
+        assert await waiting == [None] * 50

@@ -137,7 +137,7 @@ async def test_what_it_makes_of_a_task_is_checked(dsn: str) -> None:
 
 
 def test_sync_clients_have_it_too(dsn: str) -> None:
-    current.set(TRACE.replace("b", "c"))
+    token = current.set(TRACE.replace("b", "c"))
     lines: list[str] = []
     with Client(dsn, middleware=[traced, Log("a", lines)]) as client:
         task = client.get(client.enqueue("t").id)
@@ -148,3 +148,4 @@ def test_sync_clients_have_it_too(dsn: str) -> None:
         with psycopg.connect(dsn) as connection:
             handles: list[Any] = [client.enqueue_tx(connection, "t"), *client.enqueue_many_tx(connection, [{"type": "t"}])]
         assert {client.get(handle.id).traceparent for handle in handles} == {current.get()}
+    current.reset(token)

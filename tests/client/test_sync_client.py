@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import asyncpg
 import pytest
 
-from dhara import Client, IdempotencyConflict, NotFound, State, TaskFailed, Unavailable
+from dhara import AsyncClient, Client, IdempotencyConflict, NotFound, State, TaskFailed, Unavailable
+from dhara.client.synchronous import ClientOptions, Wanted
 
 
 async def test_it_works_inside_a_running_loop_too(dsn: str) -> None:
@@ -66,7 +68,7 @@ def test_what_cannot_connect_leaves_no_thread() -> None:
 
 def test_wrong_arguments_are_refused_at_once() -> None:
     with pytest.raises(TypeError):
-        Client("postgresql://x", pool_maximum=3)
+        Client("postgresql://x", pool_maximum=3)  # type: ignore[call-arg]
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -98,3 +100,12 @@ async def test_connections_are_closed(dsn: str) -> None:
     )
     assert await connection.fetchval(query) == 0
     await connection.close()
+
+
+def test_it_takes_what_its_twin_takes() -> None:
+    """The typed keywords of `Client` and its `list` are those of `AsyncClient`."""
+    for twin, options in ((AsyncClient.__init__, ClientOptions), (AsyncClient.list, Wanted)):
+        keywords = [p for p in inspect.signature(twin).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        assert {p.name: p.annotation for p in keywords} == {
+            name: hint.__forward_arg__ for name, hint in options.__annotations__.items()
+        }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -136,6 +138,18 @@ def test_the_examples_are_typed(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     done = mypy(tmp_path, "--explicit-package-bases", str(ROOT / "examples"))
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("pyright") is None, reason="pyright is not installed")
+def test_pyright_is_content_too(tmp_path: Path) -> None:
+    (tmp_path / "good.py").write_text(GOOD)
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    settings = {"typeCheckingMode": "strict", "extraPaths": [str(ROOT / "src")], "pythonVersion": "3.11"}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
+    command = ["pyright", "-p", str(tmp_path), "--pythonpath", sys.executable]
+    done = subprocess.run(command, text=True, capture_output=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_package_says_that_it_is_typed() -> None:

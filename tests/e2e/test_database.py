@@ -1,105 +1,163 @@
-"""What happens when the database dies, or is away for longer than a lease: nothing is lost, no live worker is reaped."""
+"""The database restarts, goes away, forgets its sessions: workers wait, reconnect, and lose nothing."""
 
 from __future__ import annotations
 
 import asyncio
-import time
+import signal
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import asyncpg
 import pytest
 
-from dhara.embedded import EmbeddedPostgres
+from dhara.embedded import DEBIAN_FOLDERS, EmbeddedPostgres, find_binaries
+from dhara.embedded.server import free_port
 from dhara.store import migrate
-from dhara.store.pool import DatabaseSettings, Pool
-from tests.conftest import PrivateServer
-from tests.e2e.fleet import C, Desk, L, alive, crew
+from tests import invariants
+from tests.e2e.kit import Facts, Fleet, L, P, R, Stopwatch, pause, state
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.slow
 
-
-class OwnServer(PrivateServer):
-    """A server that a test may stop, and start again at the same address."""
-
-    @property
-    def postgres(self) -> EmbeddedPostgres:
-        assert self._postgres is not None
-        return self._postgres
-
-    def start_at(self, port: int) -> None:
-        """The same data again, at a port that its clients know."""
-        settings = {"fsync": "off"}
-        self._postgres = EmbeddedPostgres(self.folder / "data", binaries=self.postgres.binaries, settings=settings, port=port)
-        self._postgres.start()
+FAST = {"fsync": "off", "full_page_writes": "off"}
+OLD = DEBIAN_FOLDERS / "15" / "bin"
 
 
-@pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[OwnServer]:
-    server = OwnServer()
-    server.start()
-    yield server
-    server.stop()
+@pytest.fixture(scope="module", params=["default", "15"])
+def own_server(request: pytest.FixtureRequest) -> Iterator[EmbeddedPostgres]:
+    """A server of this module's own, on a port that stays; also PostgreSQL 15 where there is one."""
+    if request.param == "15" and not OLD.is_dir():
+        pytest.skip("there is no PostgreSQL 15 on this machine")
+    binaries = find_binaries(OLD if request.param == "15" else None)
+    with tempfile.TemporaryDirectory(prefix="dhara-e2e-") as folder:
+        Path(folder).chmod(0o711)
+        with EmbeddedPostgres(Path(folder) / "data", binaries=binaries, settings=FAST, port=free_port()) as server:
+            yield server
 
 
 @pytest.fixture
-async def own_desk(own_server: OwnServer) -> AsyncIterator[Desk]:
-    connection = await asyncpg.connect(own_server.dsn)
-    await migrate.up(connection)
-    await connection.close()
-    async with Pool(DatabaseSettings(dsn=own_server.dsn, pool_min=0)) as pool:
-        yield Desk(pool)
+async def facts(own_server: EmbeddedPostgres) -> AsyncIterator[Facts]:
+    """A fresh database there."""
+    admin = await asyncpg.connect(own_server.dsn)
+    await admin.execute("DROP DATABASE IF EXISTS work WITH (FORCE)")
+    await admin.execute("CREATE DATABASE work")
+    await admin.close()
+    found = Facts(own_server.dsn.rpartition("/")[0] + "/work")
+    await migrate.up(await found.connection())
+    yield found
+    await found.close()
 
 
-async def _answers(desk: Desk) -> bool:
+@pytest.fixture
+async def fleet(alone: None, facts: Facts, tmp_path: Path, own_server: EmbeddedPostgres) -> AsyncIterator[Fleet]:
+    made = Fleet(facts.dsn, tmp_path)
     try:
-        return bool(await desk.db.fetchval("SELECT true"))
-    except Exception:
-        return False
+        yield made
+    finally:
+        own_server.start()
+        try:
+            await made.end()
+        finally:
+            print(made.logs())
 
 
-async def test_crash_restarts(own_server: OwnServer, own_desk: Desk) -> None:
-    desk = own_desk
-    with crew(own_server.dsn, slots=20) as worker:
-        await desk.enqueue("nap", '{"s": 0.05}', 2_000)
-        everybody = None
-        for done in (200, 600, 1_000):
-            await eventually(lambda done=done: _completed(desk, done), 60, f"{done} tasks to be done")
-            everybody = everybody or worker.everybody()
-            await asyncio.to_thread(own_server.postgres.restart, "immediate")
-            await eventually(lambda: _answers(desk), 20, "the database to answer")
-            start = time.monotonic()
-            before = await desk.count("status = 'COMPLETED'")
-            await eventually(lambda before=before: _completed(desk, before + 20), 20, "work to go on")
-            assert time.monotonic() - start <= 10, "T90: 5 s on an idle machine"
-        await desk.until("status = 'COMPLETED'", 2_000, 60)
-        assert set(everybody or ()) <= set(alive(worker.everybody())), "no process ended"
-    events = await desk.events()
-    assert "REAPED" not in events
-    await desk.starts_are_explained()
+async def test_crash_restarts_of_the_server(fleet: Fleet, facts: Facts, own_server: EmbeddedPostgres) -> None:
+    """F16: immediate shutdowns under load; completions go on within seconds, no process ends, nobody is reaped."""
+    workers = [fleet.start("--concurrency", "20") for _ in range(2)]
+    await facts.until("SELECT count(*) = 2 FROM dhara.workers WHERE beat_seq > 0")
+    family = [pid for worker in workers for pid in worker.family]
+    ids = await facts.enqueue("sleep", {"seconds": 0.1}, times=2_000)
+    for n in range(2):
+        await facts.until("SELECT count(*) > $1 FROM dhara.tasks WHERE status = 'COMPLETED'", 300 * (n + 1))
+        await asyncio.to_thread(own_server.restart, "immediate")
+        watch = Stopwatch()
+        done = "SELECT count(*) >= $1 FROM dhara.tasks WHERE status = 'COMPLETED'"
+        await facts.until(done, 300 * (n + 1) + 50, timeout=5 + 5)
+        assert watch() <= 5
+    await facts.all_final(ids)
+    assert {state(pid) for pid in family} <= {"S", "R", "D"}, "no process has ended"
+    assert await facts.states() == {"COMPLETED": 2_000}
+    events = await facts.events()
+    assert set(events) <= {"RELEASED"}, "claims whose answer was lost, at most"
+    assert await facts.one("SELECT sum(attempts - 1) FROM dhara.tasks") == events.get("RELEASED", 0)
+    assert not await invariants.violations(await facts.connection(), acknowledged=ids, quiet=True)
+    for worker in workers:
+        assert await worker.stop() == 0
+        assert "Traceback" not in worker.log
 
 
-async def _completed(desk: Desk, n: int) -> bool:
-    try:
-        return await desk.count("status = 'COMPLETED'") >= n
-    except Exception:
-        return False
+async def test_an_outage_longer_than_the_lease(fleet: Fleet, facts: Facts, own_server: EmbeddedPostgres) -> None:
+    """F17: results wait in memory and are settled when it is back; 0 reaps of live workers, although all beats are old."""
+    workers = [fleet.start("--concurrency", "20") for _ in range(2)]
+    await facts.until("SELECT count(*) = 2 FROM dhara.workers WHERE beat_seq > 0")
+    short = await facts.enqueue("sleep", {"seconds": 2}, times=20)
+    long = await facts.enqueue("sleep", {"seconds": L + 4}, times=15)
+    await facts.running(35)
+    family = [pid for worker in workers for pid in worker.family]
+    used = cpu_seconds(family)
+    watch = Stopwatch()
+    await asyncio.to_thread(own_server.stop)
+    await pause(L + 2 * R)
+    outage = watch()
+    assert (cpu_seconds(family) - used) / outage < 0.05 * len(workers) + 0.05, "nobody spins while it is away"
+    await asyncio.to_thread(own_server.start)
+    await facts.all_final(short, timeout=10)
+    await facts.all_final(long)
+    assert await facts.states() == {"COMPLETED": 35}
+    assert await facts.events() == {}
+    assert await facts.most_attempts() == 1
+    fresh = await facts.enqueue("noop", times=100)
+    await facts.all_final(fresh, timeout=10)
+    assert {state(pid) for pid in family} <= {"S", "R", "D"}
+    assert await facts.rows("SELECT DISTINCT state FROM dhara.workers") == [("live",)]
+    for worker in workers:
+        assert await worker.stop() == 0
+        assert "Traceback" not in worker.log
 
 
-async def test_outage_longer_than_a_lease(own_server: OwnServer, own_desk: Desk) -> None:
-    """Attempts end while nobody can be told: their outcomes wait, and count once the database is back."""
-    desk = own_desk
-    with crew(own_server.dsn, slots=20) as worker:
-        await desk.enqueue("nap", '{"s": 4}', 20)
-        await desk.until("status = 'RUNNING'", 20, 20)
-        everybody = worker.everybody()
-        port = own_server.postgres.port
-        await asyncio.to_thread(own_server.postgres.stop)
-        # The outage itself is what is waited for: longer than L + C, so that every beat is stale when it ends.
-        await asyncio.sleep(L + C + 1)
-        assert set(everybody) == set(alive(everybody)), "no process ended"
-        await asyncio.to_thread(own_server.start_at, port)
-        await desk.until("status = 'COMPLETED'", 20, 20)
-    assert await desk.events() == {"CLAIMED": 20, "COMPLETED": 20}
-    await desk.starts_are_explained()
+def cpu_seconds(pids: list[int]) -> float:
+    """Processor time that these processes have used."""
+    total = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        total += int(fields[11]) + int(fields[12])
+    return total / 100
+
+
+async def test_sessions_are_terminated(fleet: Fleet, facts: Facts) -> None:
+    """F18: every session of the workers, again and again; work goes on."""
+    worker = fleet.start("--concurrency", "20")
+    await facts.until("SELECT count(*) = 1 FROM dhara.workers WHERE beat_seq > 0")
+    ids = await facts.enqueue("sleep", {"seconds": 0.05}, times=800)
+    for _ in range(6):
+        await facts.one(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name LIKE 'dhara %'"
+        )
+        await pause(0.5)
+    await facts.all_final(ids)
+    assert await facts.states() == {"COMPLETED": 800}
+    assert set(await facts.events()) <= {"RELEASED"}
+    assert not await invariants.violations(await facts.connection(), acknowledged=ids, quiet=True)
+    assert await worker.stop() == 0
+
+
+async def test_a_worker_that_starts_while_the_database_is_away(fleet: Fleet, facts: Facts, own_server: EmbeddedPostgres) -> None:
+    """At its first start it says so and ends; a runner that comes after a crash waits."""
+    worker = fleet.start("--concurrency", "2")
+    await facts.until("SELECT count(*) = 1 FROM dhara.workers WHERE beat_seq > 0")
+    await facts.enqueue("sleep", {"seconds": 1}, times=2)
+    await facts.running(2)
+    await asyncio.to_thread(own_server.stop)
+    worker.signal(signal.SIGKILL, *worker.runners)
+    late = fleet.start("--concurrency", "2")
+    assert await late.ended() == 69
+    assert "cannot reach the database" in late.log
+    assert "Traceback" not in late.log
+    await eventually(lambda: "waiting for the database" in worker.log)
+    await asyncio.to_thread(own_server.start)
+    await facts.all_final(timeout=L + R + P + 10)
+    assert await facts.states() == {"COMPLETED": 2}
+    assert await facts.events() == {"REAPED": 2}
+    assert await worker.stop() == 0

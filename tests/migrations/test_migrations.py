@@ -65,7 +65,8 @@ async def test_all_steps_add_up_to_schema_sql(empty: Connection) -> None:
 
 def test_schema_sql_is_current() -> None:
     spec = importlib.util.spec_from_file_location("make_schema", ROOT / "scripts/make_schema.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.FILE.read_text() == module.schema_text(STEPS)

@@ -17,7 +17,14 @@ from uuid import UUID
 import asyncpg
 import hypothesis
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from dhara.domain import limits
 from dhara.domain.backoff import Backoff
@@ -112,7 +119,9 @@ class Machine(RuleBasedStateMachine):
             connection = await asyncpg.connect(self.dsn)
             tables = "tasks, task_history, counters, workers, queues"
             truncate = "TRUNCATE " + ", ".join(f"dhara.{table}" for table in tables.split(", "))
-            await connection.execute(f"SET session_replication_role = replica; {truncate}; RESET session_replication_role")
+            await connection.execute(
+                f"SET session_replication_role = replica; {truncate}; RESET session_replication_role"
+            )
             self.beats = {await make_worker(connection): 0 for _ in range(2)}
             return connection
 
@@ -179,7 +188,12 @@ class Machine(RuleBasedStateMachine):
 
     # claim
 
-    @rule(most=st.integers(1, 5), types=st.sampled_from([TYPES, ("t",), ("t", "v")]), room=st.sampled_from([1, 2, 9]), who=picks)
+    @rule(
+        most=st.integers(1, 5),
+        types=st.sampled_from([TYPES, ("t",), ("t", "v")]),
+        room=st.sampled_from([1, 2, 9]),
+        who=picks,
+    )
     def claim(self, most: int, types: tuple[str, ...], room: int, who: int) -> None:
         worker = list(self.beats)[who % 2]
         lanes = [lane(queue, priority, room) for queue in QUEUES for priority in PRIORITIES]
@@ -274,7 +288,7 @@ class Machine(RuleBasedStateMachine):
             try:
                 self.run(self.tasks.revive(task.id))
             except WrongState as error:
-                assert error.state == task.state
+                assert error.state == task.state  # noqa: PT017
                 return
             raise AssertionError(f"revived a {task.state} task")
         self.run(self.tasks.revive(task.id, queue=queue, priority=priority))
@@ -306,9 +320,7 @@ class Machine(RuleBasedStateMachine):
         leases = [t.claim.lease for t in held if t.claim]
         culprits = None if blame == "all" else leases[: blame == "first"]
         seq = self.beats[worker] - (not witnessed)
-        reaped = self.run(
-            self.tasks.reap(worker, beat_seq=seq, claimed_before=0, reason="lost", culprits=culprits)
-        )
+        reaped = self.run(self.tasks.reap(worker, beat_seq=seq, claimed_before=0, reason="lost", culprits=culprits))
         if not witnessed:
             assert reaped == []
             return
@@ -365,7 +377,9 @@ class Machine(RuleBasedStateMachine):
         if not hasattr(self, "db"):
             return
         columns = "id, status, queue, priority, attempts, failures, crashes, snoozes, generation, payload"
-        rows = self.run(self.db.fetch(f"SELECT {columns}, cancel_requested_at IS NOT NULL, lease, locked_by FROM dhara.tasks"))
+        rows = self.run(
+            self.db.fetch(f"SELECT {columns}, cancel_requested_at IS NOT NULL, lease, locked_by FROM dhara.tasks")
+        )
         assert {row["id"] for row in rows} == set(self.model)
         for row in rows:
             task = self.model[row["id"]]
@@ -400,7 +414,7 @@ def test_store_and_model_agree(dsn: str) -> None:
     thorough = hypothesis.settings.get_current_profile_name() == "thorough"
     with asyncio.Runner() as runner:
         run_state_machine_as_test(
-            lambda: Machine(dsn, runner),
+            lambda: Machine(dsn, runner),  # type: ignore[arg-type]
             settings=hypothesis.settings(
                 max_examples=400 if thorough else 25,
                 stateful_step_count=50 if thorough else 40,

@@ -18,7 +18,13 @@ NOW = datetime.now(UTC)
 def kinds() -> list[dict[str, Any]]:
     return [
         {},
-        {"type": "mail.send", "payload": '{"b": 1.0,  "a":[1e2, "é"]}', "queue": "mail", "priority": 7, "max_retries": 3},
+        {
+            "type": "mail.send",
+            "payload": '{"b": 1.0,  "a":[1e2, "é"]}',
+            "queue": "mail",
+            "priority": 7,
+            "max_retries": 3,
+        },
         {"delay": 3_600.5},
         {"run_at": NOW + timedelta(hours=1, microseconds=1)},
         {"run_at": NOW - timedelta(minutes=4)},

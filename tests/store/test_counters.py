@@ -28,7 +28,9 @@ async def random_walk(db: Connection, seed: int, steps: int) -> None:
     for _ in range(steps):
         match rng.randrange(8):
             case 0 | 1:
-                news = [new_task(queue=rng.choice("ab"), priority=rng.choice((0, 5))) for _ in range(rng.randrange(1, 6))]
+                news = [
+                    new_task(queue=rng.choice("ab"), priority=rng.choice((0, 5))) for _ in range(rng.randrange(1, 6))
+                ]
                 await tasks.enqueue(news)
                 ids += [new.id for new in news]
             case 2 | 3:

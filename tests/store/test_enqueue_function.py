@@ -33,7 +33,10 @@ TRACE = "00-" + "0af7651916cd43dd8448eb211c80319c" + "-b7ad6b7169203331-01"
 # field, value, whether it is good
 CASES: list[tuple[str, Any, bool]] = [
     *(("type", value, True) for value in ("a", "0", "email.send", "a" * 100, "a-b_c:d.e9")),
-    *(("type", value, False) for value in ("", "A", "a" * 101, ".a", "-a", "a b", "é", "a\n", "a\nb", "a/b", "😀", "'; --")),
+    *(
+        ("type", value, False)
+        for value in ("", "A", "a" * 101, ".a", "-a", "a b", "é", "a\n", "a\nb", "a/b", "😀", "'; --")
+    ),
     *(("queue", value, True) for value in ("q", "q" * 100, "mail.eu-1")),
     *(("queue", value, False) for value in ("", "Q", "q" * 101, " q", "q\n")),
     *(("priority", value, True) for value in (0, 1, 100)),
@@ -241,7 +244,9 @@ async def test_ids_made_by_the_database(db: Connection) -> None:
 
 
 async def test_a_role_of_its_own_may_enqueue_and_a_hijacked_search_path_does_no_harm(db: Connection) -> None:
-    await db.execute("CREATE SCHEMA evil; CREATE FUNCTION evil.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS"
-                     " $$ SELECT '2000-01-01'::timestamptz $$; SET search_path = evil, pg_catalog")
+    await db.execute(
+        "CREATE SCHEMA evil; CREATE FUNCTION evil.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS"
+        " $$ SELECT '2000-01-01'::timestamptz $$; SET search_path = evil, pg_catalog"
+    )
     found = await call(db, type="t")
     assert (await row(db, found["task_id"]))["run_at"].year > 2020

@@ -19,7 +19,10 @@ async def test_only_the_workers_running_tasks(tasks: Tasks, db: Connection) -> N
         await make_task(db, state, worker=worker)
     found = {held.id: held for held in await tasks.held(worker)}
     assert found.keys() == {mine.id, flagged.id}
-    assert mine.lease is not None and flagged.lease is not None
-    assert found[mine.id] == Held(mine.id, mine.lease, False, pytest.approx(100, abs=5))
-    assert found[flagged.id] == Held(flagged.id, flagged.lease, True, pytest.approx(0, abs=5))
+    assert mine.lease is not None
+    assert flagged.lease is not None
+    assert found[mine.id] == Held(mine.id, mine.lease, False, found[mine.id].age)
+    assert found[flagged.id] == Held(flagged.id, flagged.lease, True, found[flagged.id].age)
+    assert found[mine.id].age == pytest.approx(100, abs=5)
+    assert found[flagged.id].age == pytest.approx(0, abs=5)
     assert await tasks.held(uuid4()) == []

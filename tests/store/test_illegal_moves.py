@@ -50,9 +50,7 @@ async def test_refused(db: Connection, source: State, target: State) -> None:
 @pytest.mark.parametrize(("source", "target"), sorted(ALLOWED))
 async def test_allowed(db: Connection, source: State, target: State) -> None:
     task = await make_task(db, source)
-    await db.execute(
-        f"UPDATE dhara.tasks SET status = $2{companions(source, target)} WHERE id = $1", task.id, target
-    )
+    await db.execute(f"UPDATE dhara.tasks SET status = $2{companions(source, target)} WHERE id = $1", task.id, target)
     assert (await row(db, task.id))["status"] == target
 
 
@@ -180,4 +178,4 @@ async def test_the_message_says_what_and_what_to_do(db: Connection) -> None:
         await db.execute("UPDATE dhara.tasks SET status = 'PENDING'")
     assert str(task.id) in str(caught.value)
     assert "COMPLETED to PENDING" in str(caught.value)
-    assert "docs/reference/states.md" in caught.value.hint
+    assert "docs/reference/states.md" in (caught.value.hint or "")

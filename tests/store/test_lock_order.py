@@ -46,7 +46,10 @@ async def _cancel(tasks: Tasks, rows: list[Task]) -> Any:
 
 
 async def _claim(tasks: Tasks, rows: list[Task]) -> Any:
-    lanes = [lane(priority=priority) for priority in sorted({task.priority for task in rows}, reverse=rows[0].id > rows[-1].id)]
+    lanes = [
+        lane(priority=priority)
+        for priority in sorted({task.priority for task in rows}, reverse=rows[0].id > rows[-1].id)
+    ]
     return await tasks.claim(ZERO, ["t"], ROWS, lanes)
 
 

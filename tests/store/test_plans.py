@@ -51,7 +51,9 @@ def lanes(*lanes: tuple[str, int], most: int = 100) -> list[Any]:
 
 def listing(filter: Filter) -> str:
     """The first page as Search composes it; its fragments hold no parameter here."""
-    query = f"SELECT * FROM dhara.tasks WHERE {_where(filter).text()} ORDER BY id DESC LIMIT $1::bigint OFFSET $2::bigint"
+    query = (
+        f"SELECT * FROM dhara.tasks WHERE {_where(filter).text()} ORDER BY id DESC LIMIT $1::bigint OFFSET $2::bigint"
+    )
     return qualify(query, "dhara")
 
 
@@ -146,9 +148,17 @@ class Session:
 
 @pytest.fixture(
     scope="module",
-    params=["analyzed custom", "analyzed generic", "no-statistics custom", "no-statistics generic", "cached-when-new generic"],
+    params=[
+        "analyzed custom",
+        "analyzed generic",
+        "no-statistics custom",
+        "no-statistics generic",
+        "cached-when-new generic",
+    ],
 )
-def session(request: pytest.FixtureRequest, databases: Databases, template: str) -> Iterator[tuple[Session, dict[str, Case]]]:
+def session(
+    request: pytest.FixtureRequest, databases: Databases, template: str
+) -> Iterator[tuple[Session, dict[str, Case]]]:
     """60,000 rows and a session that has prepared the statements."""
     statistics, mode = request.param.split()
     name = databases.create(template)
@@ -208,7 +218,11 @@ def test_index_rows_and_buffers(session: tuple[Session, dict[str, Case]], name: 
 def test_the_claim_takes_what_it_was_asked_for(session: tuple[Session, dict[str, Case]]) -> None:
     """Otherwise the bounds above would hold for a statement that finds nothing."""
     opened, wanted = session
-    for name, expected in (("claim 100 ready ones behind 20,000 delayed", 100), ("claim nothing", 0), ("settle 100", 100)):
+    for name, expected in (
+        ("claim 100 ready ones behind 20,000 delayed", 100),
+        ("claim nothing", 0),
+        ("settle 100", 100),
+    ):
         assert opened.explain(name, wanted[name])["Actual Rows"] == expected
     assert opened.explain("reap 50", wanted["reap 50"])["Actual Rows"] == 50
 

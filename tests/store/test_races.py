@@ -47,7 +47,9 @@ async def outcome(awaitable: Awaitable[Any]) -> Any:
         return error
 
 
-async def overtake(db: Connection, rival: Connection, watcher: Connection, first: Action, second: Action) -> tuple[Any, Any]:
+async def overtake(
+    db: Connection, rival: Connection, watcher: Connection, first: Action, second: Action
+) -> tuple[Any, Any]:
     """`first` in an open transaction on `db`; `second` on `rival` must wait for its row; then commit. Both answers."""
     transaction = db.transaction()
     await transaction.start()

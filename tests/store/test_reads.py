@@ -81,7 +81,8 @@ async def test_attempts(tasks: Tasks, db: Connection) -> None:
         "[1]",
     )
     assert one.started_at == first.started_at
-    assert one.ended_at is not None and one.ended_at >= one.started_at
+    assert one.ended_at is not None
+    assert one.ended_at >= one.started_at
     assert (two.attempt, two.lease, two.started_at, two.ended_at, two.outcome) == (
         2,
         second.lease,

@@ -18,9 +18,7 @@ async def state_of(db: Connection, id: object) -> tuple[str, int, bool]:
 
 
 async def test_register(workers: Workers, db: Connection) -> None:
-    new = NewWorker(
-        id=uuid4(), pid=7, host="h", version="1", types=["a", "b"], queues={"mail": 2, "*": 3}, slots=5
-    )
+    new = NewWorker(id=uuid4(), pid=7, host="h", version="1", types=["a", "b"], queues={"mail": 2, "*": 3}, slots=5)
     await workers.register(new)
     await workers.beat([new.id], [1])
     await workers.register(new)
@@ -82,7 +80,8 @@ async def test_witness(workers: Workers, db: Connection) -> None:
     await make_task(db, "RUNNING", worker=holding)
     seen = {sighting.id: sighting for sighting in await workers.witness()}
     assert seen.keys() == {live, draining, holding}
-    assert (seen[live].beat_seq, seen[live].state, seen[live].age) == (2, "live", pytest.approx(40, abs=5))
+    assert (seen[live].beat_seq, seen[live].state) == (2, "live")
+    assert seen[live].age == pytest.approx(40, abs=5)
     assert seen[holding].state == "lost"
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
 from uuid import RFC_4122, UUID
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dhara.domain.ids import IdSource, new_id
+from dhara.domain.ids import IdSource, new_id, new_ids
 
 MOMENTS = st.integers(0, 2**48 - 10)
 
@@ -60,3 +62,45 @@ def test_never_twice_among_threads() -> None:
     finally:
         sys.setswitchinterval(interval)
     assert len({id for own in found for id in own}) == 4 * 1_500
+
+
+def test_one_by_one_and_in_bulk_they_only_grow() -> None:
+    made: list[UUID] = []
+    for n in (1, 0, 5, 3_000, 1):
+        made += [new_id(), *new_ids(n), new_id()]
+    assert made == sorted(set(made))
+    assert {(id.version, id.variant) for id in made} == {(7, RFC_4122)}
+    assert all(id == UUID(str(id)) and hash(id) == hash(UUID(str(id))) for id in made)
+
+
+def test_random_bits_that_run_over_are_carried() -> None:
+    full = IdSource(clock_ms=lambda: 1_000, random_bytes=lambda n: b"\xff" * n)
+    made = [full.new(), *full.many(3), full.new(), *full.many(2)]
+    assert made == sorted(set(made))
+    assert made[0].int >> 80 == 1_000
+    assert made[-1].int >> 80 == 1_001
+
+
+def test_a_clock_that_goes_back_does_no_harm() -> None:
+    times = iter([2_000, 1_000, 1_500, 2_001])
+    source = IdSource(clock_ms=lambda: next(times))
+    made = [source.new(), source.new(), *source.many(50), source.new()]
+    assert made == sorted(set(made))
+    assert [id.int >> 80 for id in (made[0], made[1], made[-1])] == [2_000, 2_000, 2_001]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_has_ids_of_its_own() -> None:
+    new_id()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, b"".join(id.bytes for id in [new_id(), *new_ids(3)]))
+        os._exit(0)
+    os.waitpid(child, 0)
+    theirs = os.read(reader, 64)
+    ours = b"".join(id.bytes for id in [new_id(), *new_ids(3)])
+    os.close(reader)
+    os.close(writer)
+    assert len(theirs) == 64
+    assert theirs[8:16] != ours[8:16]

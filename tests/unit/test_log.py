@@ -19,10 +19,16 @@ WORKER = UUID(int=7)
 @pytest.fixture
 def stream() -> Iterator[io.StringIO]:
     root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
+    level = root.level
     yield io.StringIO()
-    root.handlers[:] = handlers
+    root.handlers[:] = [handler for handler in root.handlers if not getattr(handler, "dhara", False)]
     root.setLevel(level)
+
+
+def only_ours() -> None:
+    """pytest's own handler would hand lone surrogates to its report, which pytest-xdist cannot send."""
+    root = logging.getLogger()
+    root.handlers[:] = [handler for handler in root.handlers if getattr(handler, "dhara", False)]
 
 
 def lines(stream: io.StringIO) -> list[str]:
@@ -32,6 +38,7 @@ def lines(stream: io.StringIO) -> list[str]:
 @pytest.mark.parametrize("format", ["text", "json"])
 def test_each_record_is_one_line(stream: io.StringIO, format: str) -> None:
     logs.configure("info", format, stream)
+    only_ours()
     log = logging.getLogger("x." + format)
     log.info("message %s", ODD, extra={"field": ODD})
     try:

@@ -14,7 +14,9 @@ from dhara.errors import ConfigError, Unavailable
 from dhara.store.pool import check_dsn, redact, unavailable
 
 # With a mark in front that occurs nowhere in the text around, and without what ends a word.
-PASSWORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Zs", "Zl", "Zp"]), max_size=20).map("§9".__add__)
+PASSWORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Zs", "Zl", "Zp"]), max_size=20).map(
+    "§9".__add__
+)
 FRAMES = ["{}", "cannot connect to {}", "tried {} and then\n{}", "<{}> (mail a@b.c)"]
 
 
@@ -22,14 +24,21 @@ def hidden(text: str, password: str) -> bool:
     return password not in redact(text)
 
 
-@given(PASSWORDS, st.sampled_from(FRAMES), st.sampled_from(["postgresql", "postgres"]), st.sampled_from(["u", "", "a.b%40c"]))
+@given(
+    PASSWORDS,
+    st.sampled_from(FRAMES),
+    st.sampled_from(["postgresql", "postgres"]),
+    st.sampled_from(["u", "", "a.b%40c"]),
+)
 def test_urls(password: str, frame: str, scheme: str, user: str) -> None:
     for written in (password, quote(password, safe="")):
         dsn = f"{scheme}://{user}:{written}@host:5432/db?x=1"
         assert hidden(frame.format(dsn, dsn), written)
 
 
-@given(PASSWORDS, st.sampled_from(["password", "PASSWORD", "sslpassword", "passwd", "pwd"]), st.sampled_from(["=", " = "]))
+@given(
+    PASSWORDS, st.sampled_from(["password", "PASSWORD", "sslpassword", "passwd", "pwd"]), st.sampled_from(["=", " = "])
+)
 def test_keywords(password: str, word: str, equals: str) -> None:
     assert hidden(f"host=h {word}{equals}{password} user=u", password)
     assert hidden(f"postgresql://h/d?{word}={quote(password, safe='')}&x=1", quote(password, safe=""))
@@ -62,7 +71,7 @@ def test_a_refused_dsn_does_not_show_its_password(password: str) -> None:
         try:
             check_dsn(dsn)
         except ConfigError as error:
-            assert password not in str(error)
+            assert password not in str(error)  # noqa: PT017
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,14 @@ async def sleep(seconds: float, *, ctx: Context) -> None:
     mark("end", ctx)
 
 
+@tasks.task("sleep.first", retry=QUICK)
+async def sleep_first(seconds: float, *, ctx: Context) -> None:
+    """Long the first time, short afterwards."""
+    mark("start", ctx)
+    await asyncio.sleep(seconds if ctx.attempt == 1 else 0.1)
+    mark("end", ctx)
+
+
 @tasks.task("thread.sleep", retry=QUICK)
 def thread_sleep(seconds: float, *, ctx: Context) -> None:
     mark("start", ctx)

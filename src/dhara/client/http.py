@@ -44,8 +44,9 @@ if TYPE_CHECKING:
     import httpx
 
 BATCH_BYTES = 3 * 1024 * 1024
-# Long polls at a time; those beyond take turns.
+# Long polls at a time; where more wait, they take turns of so many seconds.
 MOST_POLLS = 500
+TURN = 5.0
 MOST_CALLS = 100
 LONGEST_POLL = 25.0
 _MOST_PAUSE = 2.0
@@ -182,8 +183,7 @@ class HttpBackend:
 
     async def _poll(self, id: UUID, until: float) -> Task | None:
         """One long poll; None if the task is not final yet, or not there yet."""
-        # Where more wait than may poll, each polls only for a turn.
-        turn = LONGEST_POLL if len(self._waiting) <= MOST_POLLS else 1.0
+        turn = LONGEST_POLL if len(self._waiting) <= MOST_POLLS else TURN
         seconds = min(turn, max(0.0, until - time.monotonic()))
         path = f"tasks/{id}/wait?timeout={seconds:.3f}"
         try:

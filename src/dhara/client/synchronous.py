@@ -13,17 +13,51 @@ import threading
 from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import Future
 from datetime import datetime
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, TypedDict, TypeVar, Unpack
 from uuid import UUID
 
 from dhara.client import tx
 from dhara.client.asynchronous import NO_TX, AsyncClient, Handle, known_id
 from dhara.client.calls import Item, Options, build, build_many
+from dhara.client.middleware import Middleware
 from dhara.domain.lifecycle import State
 from dhara.domain.task import Attempt, Call, LogEntry, NewTask, Task
 from dhara.store.search import Page
 
 T = TypeVar("T")
+
+
+class ClientOptions(TypedDict, total=False):
+    """What `Client` takes beside the DSN: all that `AsyncClient` takes."""
+
+    schema: str
+    pool_min: int
+    pool_max: int
+    connect_timeout: float
+    command_timeout: float
+    patience: float
+    pooler: bool
+    wakeups: bool
+    token: str | None
+    middleware: Sequence[Middleware]
+
+
+class Wanted(TypedDict, total=False):
+    """What `Client.list` takes: all that `AsyncClient.list` takes."""
+
+    status: State | str | Sequence[State | str]
+    type: str | None
+    queue: str | None
+    retrying: bool
+    due: str | None
+    worker: UUID | None
+    tag: str | None
+    created_after: datetime | None
+    created_before: datetime | None
+    q: str | None
+    limit: int
+    offset: int
+    after: UUID | None
 
 
 class SyncHandle:
@@ -53,7 +87,7 @@ class SyncHandle:
 class _Loop:
     """An event loop in a thread, with an open client on it."""
 
-    def __init__(self, dsn: str, options: dict[str, Any]) -> None:
+    def __init__(self, dsn: str, options: ClientOptions) -> None:
         self.pid = os.getpid()
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self._run, name="dhara client", daemon=True)
@@ -88,7 +122,7 @@ class _Loop:
         self.loop.close()
 
 
-async def _opened(dsn: str, options: dict[str, Any]) -> AsyncClient:
+async def _opened(dsn: str, options: ClientOptions) -> AsyncClient:
     return await AsyncClient(dsn, **options).open()
 
 
@@ -100,7 +134,7 @@ class Client:
     Connects with the first call; `close` it, or use it with `with`.
     """
 
-    def __init__(self, dsn: str, **options: Any) -> None:
+    def __init__(self, dsn: str, **options: Unpack[ClientOptions]) -> None:
         checked = AsyncClient(dsn, **options)  # Refuses wrong arguments here and now.
         self._chain, self._over_http = checked._chain, checked._over_http
         self.schema: str = options.get("schema", "dhara")
@@ -209,7 +243,7 @@ class Client:
         found: list[Attempt] = self._call(lambda c: c.attempts(id))
         return found
 
-    def list(self, **wanted: Any) -> Page:
+    def list(self, **wanted: Unpack[Wanted]) -> Page:
         """A page of tasks, newest first; takes the arguments of `AsyncClient.list`."""
         page: Page = self._call(lambda c: c.list(**wanted))
         return page

@@ -442,13 +442,15 @@ CREATE FUNCTION dhara.enqueue_all(tasks json, OUT ord bigint, OUT task_id uuid, 
 $$;
 
 -- Complete a task in the transaction of its handler's own writes: what ctx.transaction() calls, through any driver.
--- One JSON object: id, lease, result, logs. False: the lease is lost, and the caller must roll back.
+-- One JSON object: id, lease, result, and logs and progress if there are any. False: the lease is lost, the caller must
+-- roll back.
 CREATE FUNCTION dhara.complete(outcome json) RETURNS boolean
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
     WITH settled AS (
         UPDATE dhara.tasks AS t
         SET status = 'COMPLETED', completed_at = clock_timestamp(), updated_at = clock_timestamp(),
             result = complete.outcome->'result', logs = NULL, reason = NULL, fingerprint = NULL,
+            progress = COALESCE(complete.outcome->'progress', t.progress),
             unique_slot = CASE WHEN t.unique_scope = 'period' THEN t.unique_slot END
         WHERE t.id = (complete.outcome->>'id')::uuid AND t.status = 'RUNNING'
           AND t.lease = (complete.outcome->>'lease')::uuid

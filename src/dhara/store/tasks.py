@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncIterator, Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +16,7 @@ from dhara.domain.lifecycle import State
 from dhara.domain.settle import Settlement
 from dhara.domain.task import Attempt, Claim, Enqueued, LogEntry, NewTask, Task
 from dhara.errors import IdempotencyConflict, NotFound, Unavailable, WrongState
+from dhara.store import copying
 from dhara.store.pool import Executor, affected, spread
 from dhara.store.sql import load
 
@@ -104,15 +105,17 @@ class Tasks:
     async def copy(self, new: Sequence[NewTask]) -> None:
         """Insert many by COPY, all or none; `self.db` must be a connection in a transaction.
 
-        The rows are those of `enqueue`, at a third of its cost. Only for tasks without idempotency and unique keys: COPY
+        The rows are those of `enqueue`, at half its cost. Only for tasks without idempotency and unique keys: COPY
         knows no ON CONFLICT, so whatever stands in the way is an `asyncpg.UniqueViolationError`.
         """
-        rare = [field for field in _RARE if any(getattr(task, field) not in (None, ()) for task in new)]
         now: datetime = await self.db.fetchval(load("stats/clock", self.schema))
-        rows = [_row(task, now, rare) for task in new]
         connection: Any = self.db
-        await connection.copy_records_to_table(
-            "tasks", schema_name=self.schema, columns=[*_COPIED, *rare], records=rows
+        await connection.copy_to_table(
+            "tasks",
+            schema_name=self.schema,
+            columns=copying.COLUMNS,
+            format="binary",
+            source=_each(copying.pieces(new, now)),
         )
         counts = Counter(task.queue for task in new)
         await self.db.execute(self._sql("count_enqueued"), list(counts.values()), list(counts))
@@ -312,16 +315,9 @@ def newly_ready(answer: Enqueued) -> bool:
     return changed and task.status is State.PENDING and task.run_at <= task.updated_at
 
 
-_COPIED = ("id", "type", "queue", "payload", "priority", "max_retries", "run_at", "created_at", "updated_at")
-_RARE = ("timeout", "expires_at", "tags", "concurrency_key", "traceparent", "retention")
-
-
-def _row(task: NewTask, now: datetime, rare: Sequence[str]) -> tuple[Any, ...]:
-    at = now if task.run_at is None else max(task.run_at, now)
-    if task.delay is not None:
-        at = now + timedelta(seconds=task.delay)
-    row = (task.id, task.type, task.queue, task.payload, task.priority, task.max_retries, at, now, now)
-    return (*row, *(getattr(task, field) for field in rare)) if rare else row
+async def _each(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
 
 
 def rare_fields(task: NewTask) -> str | None:

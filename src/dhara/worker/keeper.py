@@ -59,11 +59,15 @@ class KeeperConfig(Struct, frozen=True, kw_only=True):
 
 
 class Died(Struct, frozen=True, tag="died"):
-    """A runner has ended, not in order. `blame`: its tasks may have been the reason."""
+    """A runner has ended, not in order. `blame`: its tasks may have been the reason; those that had `started` are suspect.
+
+    None started: all that it held are.
+    """
 
     worker: UUID
     how: str
     blame: bool = True
+    started: list[UUID] = []
 
 
 class Leave(Struct, frozen=True, tag="leave"):
@@ -86,6 +90,7 @@ class Keeper:
         self._overdue: set[tuple[UUID, UUID]] = set()
         self._lagging: set[UUID] = set()
         self._reaping: set[asyncio.Task[None]] = set()
+        self._connected = asyncio.Event()
         self._beat = Every(config.heartbeat_interval, self.beat, "the heartbeat")
         self._watch = Every(_WATCH, self.watch, "watching deadlines")
         self._maintenance = Maintenance(self._pool, config.maintenance)
@@ -119,6 +124,7 @@ class Keeper:
         while True:
             try:
                 await self._pool.open()
+                self._connected.set()
                 return
             except Exception as error:
                 log.log(logging.DEBUG if failing else logging.WARNING, "the keeper waits for the database: %s", error)
@@ -140,7 +146,7 @@ class Keeper:
             message = decoder.decode(line)
             if isinstance(message, Leave):
                 return True
-            self.reap_soon(message.worker, message.how, message.blame)
+            self.reap_soon(message)
         return False
 
     async def _orphaned(self) -> None:
@@ -150,7 +156,8 @@ class Keeper:
             if header.flags == STARTED:
                 with suppress(ProcessLookupError):
                     os.kill(header.pid, signal.SIGKILL)
-                self.reap_soon(header.worker, "the whole worker was killed")
+                started = [entry.lease for entry in board.entries()]
+                self.reap_soon(Died(header.worker, "the whole worker was killed", started=started))
 
     async def beat(self) -> None:
         """One heartbeat for every runner that lives and is not stopped."""
@@ -198,18 +205,21 @@ class Keeper:
             tasks = ", ".join(str(entry.task) for entry in board.entries()[:5])
             log.warning("the event loop of worker %s has stood still for %.1f s; it runs %s", header.worker, lag, tasks)
 
-    def reap_soon(self, worker: UUID, how: str, blame: bool = True) -> None:
+    def reap_soon(self, died: Died) -> None:
         """Take back what a dead runner held, in the background."""
-        task = asyncio.create_task(self._reap(worker, how, blame))
+        task = asyncio.create_task(self._reap(died))
         self._reaping.add(task)
         task.add_done_callback(self._reaping.discard)
 
-    async def _reap(self, worker: UUID, how: str, blame: bool) -> None:
-        culprits = self._culprits.pop(worker, None if blame else set())
-        reason = f"worker process ended: {how}"
-        if culprits:
+    async def _reap(self, died: Died) -> None:
+        worker = died.worker
+        reason = f"worker process ended: {died.how}"
+        culprits = set(died.started) or None if died.blame else set()
+        if late := self._culprits.pop(worker, None):
+            culprits = late
             reason = "deadline passed and the handler did not stop; its process was killed"
         reaped: list[Reaped] = []
+        await self._connected.wait()  # a runner may die before its keeper is ready
         for attempt in range(_REAP_TRIES):
             try:
                 while more := await self._take_back(worker, reason, culprits):
@@ -220,8 +230,8 @@ class Keeper:
                 level = logging.WARNING if attempt == 0 else logging.DEBUG
                 log.log(level, "taking back the tasks of %s failed, trying again: %s", worker, error)
                 await asyncio.sleep(0.5)
-        log.warning("worker %s died (%s): %d tasks taken back", worker, how, len(reaped))
-        if not blame:
+        log.warning("worker %s died (%s): %d tasks taken back", worker, died.how, len(reaped))
+        if not died.blame:
             return  # it had been told to drain, and claimed nothing any more
         # A claim of the dead may still have been on its way to the database; it is taken back the same way.
         await asyncio.sleep(_AFTERMATH)

@@ -37,7 +37,8 @@ from dhara.worker.runner import RunnerSettings
 log = logging.getLogger(__name__)
 
 _FATAL = frozenset({EXIT_CONFIG, EXIT_SCHEMA, EXIT_UNAVAILABLE})
-_FIRST_PAUSE, _LONGEST_PAUSE, _HEALTHY = 0.05, 5.0, 30.0
+_ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_FIRST_PAUSE, _LONGEST_PAUSE, _HEALTHY = 0.05, 5.0, 1.0
 # Beyond its grace, a runner is killed after so many seconds: one whose loop stands still; any.
 _STALLED, _PATIENCE = 1.5, 15.0
 
@@ -94,7 +95,7 @@ class Supervisor:
     def run(self) -> int:
         """Start everything, stay until all runners have ended."""
         self._check_registry()
-        signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+        signals = (*_ENDS, signal.SIGCHLD)
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         try:
             self._start_keeper()
@@ -110,7 +111,8 @@ class Supervisor:
 
     def _turn(self, signals: tuple[int, ...]) -> None:
         heard = signal.sigtimedwait(signals, 0.5 if self._all_started() else 0.05)
-        if heard is not None and heard.si_signo != signal.SIGCHLD:
+        # After a SIGSTOP and SIGCONT of this process, CPython's sigtimedwait may answer what it has never heard.
+        if heard is not None and heard.si_signo in _ENDS:
             self._told.append(heard.si_signo)
         self._pass_on()
         self._kill_stragglers()
@@ -191,7 +193,8 @@ class Supervisor:
             child.ever = True
             how = process.ending(code)
             log.error("runner of worker %s ended: %s", header.worker, how)
-            self._tell(Died(header.worker, how, blame=not child.killed))
+            started = [entry.lease for entry in child.board.entries()]
+            self._tell(Died(header.worker, how, blame=not child.killed, started=started))
         elif code in _FATAL and not child.ever:
             self._exit = code
             self._told.append(signal.SIGTERM)

@@ -1,0 +1,71 @@
+"""The database is away for longer than a lease, under load: nothing is lost, nobody is reaped, outcomes arrive late."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from dhara.store.pool import Pool
+from tests.e2e.engine import engine, marks
+from tests.e2e.fleet import Desk, H, L
+from tests.invariants import violations
+from tests.proxy import Proxy
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.slow
+
+AWAY = 2 * L
+
+
+def cpu_seconds(pids: list[int]) -> float:
+    """What these processes have used so far."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / 100
+
+
+async def test_an_outage_longer_than_the_lease(dsn: str, pool: Pool, tmp_path: Path) -> None:
+    desk = Desk(pool)
+    async with Proxy(dsn) as proxy, Proxy(dsn) as other_proxy:
+        with engine(proxy.dsn, slots=40, marks=tmp_path) as one, engine(other_proxy.dsn, slots=40, marks=tmp_path) as other:
+            ids = await desk.enqueue("sleep", '{"seconds": 1.5}', n=60)
+            await eventually(lambda: all(marks(tmp_path, "start", id) for id in ids), 30, "all to run")
+            started = await desk.enqueue("innocent", n=500)
+            proxy.close()
+            other_proxy.close()
+            gone, processes = time.monotonic(), [*one.everybody(), *other.everybody()]
+            await eventually(lambda: all(marks(tmp_path, "end", id) for id in ids), 20, "all to end, without a database")
+            at, used = proxy.accepted, cpu_seconds(processes)
+            settled = time.monotonic()
+            await asyncio.sleep(max(0.0, gone + AWAY - time.monotonic()))
+            seconds = time.monotonic() - settled
+            connects, busy = proxy.accepted - at, cpu_seconds(processes) - used
+            assert [*one.everybody(), *other.everybody()] == processes
+            before = await desk.count("status = 'COMPLETED'")
+            proxy.reopen()
+            other_proxy.reopen()
+            await desk.until_final(40)
+            assert [*one.everybody(), *other.everybody()] == processes
+    print(f"{connects / seconds:.1f} connects/s, {busy / seconds / len(processes):.1%} CPU per process while it was away")
+    # Supervisor and nursery never connect; keeper and runner do, at most twice a second each.
+    assert connects / seconds <= 2 * 2
+    assert busy / seconds / 2 < 0.25
+    assert before < len(ids) + len(started)
+    events = await desk.events()
+    assert "REAPED" not in events
+    assert "SETTLE_REJECTED" not in events
+    assert await desk.count("failures > 0 OR crashes > 0") == 0
+    # Each ran once; but for claims whose answers were cut off, which are released.
+    ran = {id: len(marks(tmp_path, "end", id)) for id in ids}
+    assert ran == dict.fromkeys(ids, 1)
+    assert await desk.count("status <> 'COMPLETED'") == 0
+    everything: list[UUID] = [*ids, *started]
+    assert await violations(pool, acknowledged=everything, asked=everything, quiet=True) == {}
+    await desk.starts_are_explained()
+    assert AWAY > L + H

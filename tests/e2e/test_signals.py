@@ -1,0 +1,155 @@
+"""C16: the first signal drains, the second releases, and nothing that handlers do keeps a worker from its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from tests import invariants
+from tests.e2e.kit import Facts, Fleet, Stopwatch, WorkerProcess
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.slow
+
+RELEASED = "SELECT count(*) FROM dhara.task_logs WHERE event = 'RELEASED'"
+
+
+async def ready(facts: Facts, workers: int = 1) -> None:
+    """Return once so many workers beat."""
+    await facts.until("SELECT count(*) = $1 FROM dhara.workers WHERE beat_seq > 0", workers)
+
+
+async def assert_nobody_failed(facts: Facts) -> None:
+    blamed = "SELECT count(*) FROM dhara.tasks WHERE failures > 0 OR crashes > 0 OR status = 'DEAD'"
+    assert await facts.one(blamed) == 0
+    assert not await invariants.violations(await facts.connection())
+
+
+async def test_sigterm_under_load(fleet: Fleet, facts: Facts) -> None:
+    """F10: exit 0 within the longest task, no failure counted, nothing claimed after 100 ms."""
+    worker = fleet.start("--concurrency", "20", "--processes", "2")
+    await ready(facts, 2)
+    await facts.enqueue("sleep", {"seconds": 0.3}, times=400)
+    await facts.enqueue("noop", times=4_000, queue="other")
+    await facts.until("SELECT count(*) > 300 FROM dhara.tasks WHERE status = 'COMPLETED'")
+    at = await facts.now()
+    watch = Stopwatch()
+    assert await worker.stop() == 0
+    assert watch() <= 5 + 1
+    late = "SELECT count(*) FROM dhara.task_logs WHERE event = 'CLAIMED' AND at > $1::timestamptz + interval '100 ms'"
+    assert await facts.one(late, at) == 0
+    states = await facts.states()
+    assert states.get("RUNNING") is None
+    assert states["PENDING"] > 0, "there was more to do"
+    await assert_nobody_failed(facts)
+    assert await facts.rows("SELECT DISTINCT state FROM dhara.workers") == [("stopped",)]
+    assert "Traceback" not in worker.log
+
+
+@pytest.mark.parametrize("kind", ["sync.sleep", "deaf", "block", "hold.pow"])
+async def test_a_stubborn_handler_keeps_nobody(fleet: Fleet, facts: Facts, kind: str) -> None:
+    """F11: released at G, without blame; the process is gone by G + 2 s; it runs again elsewhere at once."""
+    grace = 1.0
+    worker = fleet.start("--concurrency", "5", shutdown_timeout="1s")
+    await ready(facts)
+    (id,) = await facts.enqueue(kind, {"seconds": 12})
+    await facts.running(1)
+    if kind in ("block", "hold.pow"):
+        await eventually(lambda: "stood still" in worker.log or kind == "hold.pow", 5)
+    watch = Stopwatch()
+    assert await worker.stop() == 0
+    assert watch() <= grace + 2 + 0.5
+    row = await facts.rows("SELECT status, failures, crashes, attempts FROM dhara.tasks WHERE id = $1", id)
+    assert row == [("PENDING", 0, 0, 1)]
+    assert await facts.one(RELEASED) == 1
+    other = fleet.start("--concurrency", "5", shutdown_timeout="1s")
+    await facts.until("SELECT status = 'RUNNING' AND attempts = 2 FROM dhara.tasks")
+    other.signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("first", "second"), [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM)])
+async def test_the_second_signal_releases(fleet: Fleet, facts: Facts, first: int, second: int) -> None:
+    """F12: gone within three seconds, everything given back; the exit code tells which signal it was."""
+    worker = fleet.start("--concurrency", "10")
+    await ready(facts)
+    await facts.enqueue("sleep", {"seconds": 30}, times=8)
+    await facts.enqueue("sync.sleep", {"seconds": 30}, times=2)
+    await facts.running(10)
+    worker.signal(first)
+    await facts.until("SELECT bool_and(state = 'draining') FROM dhara.workers")
+    watch = Stopwatch()
+    worker.signal(second)
+    assert await worker.ended() == 128 + second
+    assert watch() <= 3
+    assert await facts.states() == {"PENDING": 10}
+    assert await facts.one(RELEASED) == 10
+    await assert_nobody_failed(facts)
+    assert "Traceback" not in worker.log
+
+
+async def test_ctrl_c_reaches_the_group_and_drains_once(fleet: Fleet, facts: Facts) -> None:
+    """A terminal sends SIGINT to the whole foreground group: one Ctrl-C is one signal, two are two."""
+    worker = fleet.start("--concurrency", "5")
+    await ready(facts)
+    await facts.enqueue("sleep", {"seconds": 1.5}, times=5)
+    await facts.running(5)
+    os.killpg(worker.pid, signal.SIGINT)
+    assert await worker.ended() == 0
+    assert await facts.states() == {"COMPLETED": 5}
+    again = fleet.start("--concurrency", "5")
+    await facts.enqueue("sleep", {"seconds": 30}, times=5)
+    await facts.running(5)
+    os.killpg(again.pid, signal.SIGINT)
+    await facts.until("SELECT bool_or(state = 'draining') FROM dhara.workers")
+    os.killpg(again.pid, signal.SIGINT)
+    assert await again.ended(5) == 130
+    assert await facts.one(RELEASED) == 5
+    for log in (worker.log, again.log):
+        assert "Traceback" not in log
+        assert "KeyboardInterrupt" not in log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_a_signal_to_every_process_is_one_signal(fleet: Fleet, facts: Facts, number: int) -> None:
+    """As service managers send it: it must not count as the second one."""
+    worker = fleet.start("--concurrency", "5", "--processes", "2")
+    await ready(facts, 2)
+    await facts.enqueue("sleep", {"seconds": 1.5}, times=10)
+    await facts.running(10)
+    worker.signal(number, *worker.family)
+    assert await worker.ended() == 0
+    assert await facts.states() == {"COMPLETED": 10}
+    assert await facts.most_attempts() == 1
+    await assert_nobody_failed(facts)
+
+
+async def test_a_signal_at_any_moment_of_the_start(fleet: Fleet, facts: Facts) -> None:
+    """Whenever it comes, the worker ends by it, and leaves nothing behind."""
+    workers: list[WorkerProcess] = []
+    for n in range(6):
+        worker = fleet.start("--concurrency", "2")
+        await asyncio.sleep(0.15 * n)
+        worker.signal(signal.SIGTERM)
+        workers.append(worker)
+        code = await worker.ended(10)
+        assert code in (0, -signal.SIGTERM), worker.log
+        assert "Traceback" not in worker.log
+    await facts.until("SELECT count(*) = 0 FROM dhara.workers WHERE state IN ('live', 'draining')", timeout=15)
+
+
+async def test_rolling_restart(fleet: Fleet, facts: Facts) -> None:
+    """F13: one worker after the other is replaced under load; nobody fails, nothing runs twice for it."""
+    workers = [fleet.start("--concurrency", "10") for _ in range(2)]
+    await ready(facts, 2)
+    ids = await facts.enqueue("sleep", {"seconds": 0.05}, times=1_500)
+    for worker in list(workers):
+        workers.append(fleet.start("--concurrency", "10"))
+        assert await worker.stop() == 0
+    await facts.all_final(ids)
+    assert await facts.states() == {"COMPLETED": 1_500}
+    released = await facts.one(RELEASED)
+    assert await facts.one("SELECT sum(attempts - 1) FROM dhara.tasks") == released
+    await assert_nobody_failed(facts)

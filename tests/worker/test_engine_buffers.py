@@ -1,0 +1,157 @@
+"""What must not stand still or fill up: ghosts under constant claims, a full settlement buffer, exclusive starts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from dhara import Context, Registry
+from dhara.domain.lifecycle import State
+from dhara.domain.settle import Settlement
+from dhara.worker import settler
+from dhara.worker.comparer import GHOST_AGE
+from tests import factories
+from tests.proxy import Proxy
+from tests.waiting import Signal, eventually
+from tests.worker.kit import Desk, running
+
+
+async def test_ghosts_are_released_although_a_claim_is_always_under_way(
+    dsn: str, desk: Desk, db: factories.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claims that take long, one after the other: at whatever moment one looks, one is in flight."""
+    tasks = Registry()
+
+    @tasks.task("t")
+    async def handler() -> None: ...
+
+    async with Proxy(dsn) as proxy, running(proxy.dsn, tasks, concurrency=2, heartbeat_interval=1.0) as runner:
+        await desk.final(await desk.one("t"))
+        claim = runner.tasks.claim
+
+        async def slow(*args: Any) -> Any:
+            found = await claim(*args)
+            await asyncio.sleep(0.3)
+            return found
+
+        monkeypatch.setattr(runner.tasks, "claim", slow)
+        proxy.lose_reply("tasks/claim")
+        ids = await desk.enqueue("t", times=2, priority=50)
+        await eventually(lambda: proxy.cuts, what="the claim's answer to be lost")
+        lost = time.monotonic()
+        ghosts = [row[0] for row in await db.fetch("SELECT id FROM dhara.tasks WHERE status = 'RUNNING'")]
+        assert ghosts
+        busy = asyncio.create_task(_keep_busy(desk))
+        try:
+            for id in ghosts:
+                await eventually(lambda id=id: _released(desk, id), 10)  # type: ignore[misc]
+            assert time.monotonic() - lost <= 1.0 + 3.0
+        finally:
+            busy.cancel()
+        done = await desk.all_final(ids)
+    assert {(task.status, task.failures) for task in done} == {(State.COMPLETED, 0)}
+
+
+async def _keep_busy(desk: Desk) -> None:
+    while True:
+        await desk.enqueue("t", times=3)
+        await asyncio.sleep(0.05)
+
+
+async def _released(desk: Desk, id: Any) -> bool:
+    return "RELEASED" in await desk.events(id)
+
+
+async def test_a_slow_claim_is_no_ghost(dsn: str, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer takes longer than the age from which a row counts as a ghost."""
+    tasks = Registry()
+    ran = Signal("ran")
+
+    @tasks.task("t")
+    async def handler(*, ctx: Context) -> None:
+        ran.fire(ctx.attempt)
+
+    async with running(dsn, tasks, heartbeat_interval=0.2) as runner:
+        claim = runner.tasks.claim
+
+        async def slow(*args: Any) -> Any:
+            found = await claim(*args)
+            await asyncio.sleep(GHOST_AGE + 1 if found else 0)
+            return found
+
+        monkeypatch.setattr(runner.tasks, "claim", slow)
+        id = await desk.one("t")
+        task = await desk.final(id)
+    assert (task.status, task.attempts, ran.values) == (State.COMPLETED, 1, [1])
+
+
+async def test_a_full_buffer_stops_the_claims_and_its_relief_starts_them_again(
+    dsn: str, desk: Desk, db: factories.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else says that there is room: all slots are idle by then, there are no hints, and the next poll is far."""
+    monkeypatch.setattr(settler, "CAPACITY", 20)
+    monkeypatch.setattr(settler, "MOST", 20)
+    tasks = Registry()
+
+    @tasks.task("t")
+    async def handler() -> None: ...
+
+    async with running(dsn, tasks, concurrency=5, poll_interval=600.0, wakeups=False) as runner:
+        gate = asyncio.Event()
+        settle = runner.tasks.settle
+
+        async def held_up(batch: Sequence[Settlement]) -> Any:
+            await gate.wait()
+            return await settle(batch)
+
+        monkeypatch.setattr(runner.tasks, "settle", held_up)
+        ids = await desk.enqueue("t", times=200)
+        runner.claimer.wake("default")
+        await eventually(lambda: runner.settler.full and not runner.slots.busy, 10)
+        claimed = await db.fetchval("SELECT count(*) FROM dhara.tasks WHERE status = 'RUNNING'")
+        await asyncio.sleep(0.5)  # nothing signals that nothing is claimed
+        assert await db.fetchval("SELECT count(*) FROM dhara.tasks WHERE status = 'RUNNING'") == claimed < 200
+        assert len(runner.settler) <= 20 + 20 + 5 + 50
+        gate.set()
+        done = await desk.all_final(ids, timeout=10)
+    assert {(task.status, task.attempts) for task in done} == {(State.COMPLETED, 1)}
+
+
+async def test_exclusive_ones_neither_start_nor_go_on_unheard(dsn: str, desk: Desk, db: factories.Connection) -> None:
+    """There is no keeper here, so no beat is ever acknowledged but the start."""
+    tasks = Registry()
+    ended = Signal("ended")
+
+    @tasks.task("only", exclusive=True)
+    async def only() -> None:
+        start = time.monotonic()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.fire(time.monotonic() - start)
+
+    @tasks.task("plain")
+    async def plain() -> str:
+        await asyncio.sleep(3.5)
+        return "done"
+
+    async with running(dsn, tasks, stale_after=3.0) as runner:
+        runner.slots._last_moment = float("inf")  # the last resort is to end this process: tests/e2e/test_engine_exclusive.py
+        first, other = await desk.one("only"), await desk.one("plain")
+        await ended.wait()
+        # 0.8 L after the last beat, and not a failure.
+        assert 1.5 < ended.values[0] < 2.4 + 0.5
+        released = await desk.state(first, State.PENDING)
+        assert released.failures == 0
+        assert (await desk.events(first))[-1] == "RELEASED"
+        # It does not begin again and again, and what is not exclusive goes on.
+        assert (await desk.final(other)).result == '"done"'
+        assert (await desk.tasks.get(first)).attempts == 1
+        # Once the database has heard of this worker again, it does.
+        runner._board.acknowledge(time.monotonic())
+        await desk.state(first, State.RUNNING, timeout=5)
+        assert (await desk.tasks.get(first)).attempts == 2
