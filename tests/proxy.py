@@ -1,11 +1,11 @@
 """A TCP proxy before PostgreSQL that understands message headers, so that a connection can be cut at an exact message.
 
-    lose_request(name)   the next execution of that statement (such as `tasks/settle`) never reaches the server
-    lose_reply(name)     it does, and is committed, but its answer never reaches the client
-    freeze()             nothing passes any more and nobody is told: a half-open link
-    cut()                every connection ends now
-    close()              and new ones too, until reopen()
-    deaf                 notifications are swallowed
+lose_request(name)   the next execution of that statement (such as `tasks/settle`) never reaches the server
+lose_reply(name)     it does, and is committed, but its answer never reaches the client
+freeze()             nothing passes any more and nobody is told: a half-open link
+cut()                every connection ends now
+close()              and new ones too, until reopen()
+deaf                 notifications are swallowed
 """
 
 from __future__ import annotations

@@ -156,7 +156,9 @@ TABLE: tuple[Setting, ...] = (
     Setting("reaper_interval", duration, "R: how often the reaper looks for lost workers"),
     Setting("confirm_after", duration, "C: how long the reaper itself must have seen a beat stand still"),
     Setting("handler_timeout", duration, "T: how long an attempt may take, unless task or handler say otherwise"),
-    Setting("kill_grace", duration, "K: how long an attempt may outlive its deadline or cancellation; then it is killed"),
+    Setting(
+        "kill_grace", duration, "K: how long an attempt may outlive its deadline or cancellation; then it is killed"
+    ),
     Setting("base_backoff", duration, "the wait after the first failure; doubles with each further one"),
     Setting("max_backoff", duration, "the longest wait between attempts"),
     Setting("shutdown_timeout", duration, "G: how long running tasks may go on after SIGTERM before they are released"),
@@ -193,7 +195,12 @@ def load(
         values[name] = _parsed(name, value, f"{file or 'dhara.toml'}: {name}")
     for variable, value in environ.items():
         # An empty variable is one that somebody has unset.
-        if value and variable.startswith("DHARA_") and variable not in _OTHERS and not variable.startswith("DHARA_TEST_"):
+        if (
+            value
+            and variable.startswith("DHARA_")
+            and variable not in _OTHERS
+            and not variable.startswith("DHARA_TEST_")
+        ):
             name = variable.removeprefix("DHARA_").lower()
             values[name] = _parsed(name, value, variable, "DHARA_")
     for name, value in (arguments or {}).items():

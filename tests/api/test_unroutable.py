@@ -29,13 +29,21 @@ async def test_only_ready_tasks_of_types_that_no_live_worker_knows(pool: Pool, s
     await make_task(pool, "RUNNING", type="running")
     await make_task(pool, "DEAD", type="dead")
     await pool.execute("DELETE FROM dhara.workers WHERE types && '{running,dead}'")
-    assert await stats.unroutable() == [Unroutable("new", "b", 7), Unroutable("gone", "a", 2), Unroutable("new", "a", 1)]
+    assert await stats.unroutable() == [
+        Unroutable("new", "b", 7),
+        Unroutable("gone", "a", 2),
+        Unroutable("new", "a", 1),
+    ]
     assert await stats.unroutable(most=1) == [Unroutable("new", "b", 7)]
 
 
 async def test_it_looks_at_so_many_tasks_and_no_more(pool: Pool, stats: Stats) -> None:
     await enqueue(pool, ("x", "a", 60), ("y", "b", 60), ("z", "c", 5))
-    assert await stats.unroutable(look_at=90) == [Unroutable("x", "a", 30), Unroutable("y", "b", 30), Unroutable("z", "c", 5)]
+    assert await stats.unroutable(look_at=90) == [
+        Unroutable("x", "a", 30),
+        Unroutable("y", "b", 30),
+        Unroutable("z", "c", 5),
+    ]
 
 
 async def test_a_long_lane_hides_no_short_one(pool: Pool, stats: Stats) -> None:

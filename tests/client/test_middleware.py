@@ -58,9 +58,7 @@ async def test_outermost_first_and_every_change_arrives(logged: AsyncClient, lin
     assert (task.traceparent, task.tags) == (TRACE, ("a", "b"))
 
 
-async def test_many_pass_one_by_one_and_are_written_together(
-    logged: AsyncClient, lines: list[str], pool: Pool
-) -> None:
+async def test_many_pass_one_by_one_and_are_written_together(logged: AsyncClient, lines: list[str], pool: Pool) -> None:
     handles = await logged.enqueue_many([{"type": "t", "payload": n} for n in range(50)])
     tasks = [await logged.get(handle.id) for handle in handles]
     assert [task.payload for task in tasks] == [str(n) for n in range(50)]
@@ -146,6 +144,9 @@ def test_sync_clients_have_it_too(dsn: str) -> None:
             client.enqueue_tx(connection, "t")
     with Client(dsn, middleware=[traced]) as client:
         with psycopg.connect(dsn) as connection:
-            handles: list[Any] = [client.enqueue_tx(connection, "t"), *client.enqueue_many_tx(connection, [{"type": "t"}])]
+            handles: list[Any] = [
+                client.enqueue_tx(connection, "t"),
+                *client.enqueue_many_tx(connection, [{"type": "t"}]),
+            ]
         assert {client.get(handle.id).traceparent for handle in handles} == {current.get()}
     current.reset(token)

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-GOOD = '''
+GOOD = """
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -78,10 +78,10 @@ def sync(url: str) -> None:
 
 if __name__ == "__main__":
     asyncio.run(main("postgresql://"))
-'''
+"""
 
 # Each line is wrong on its own, and mypy must say so.
-WRONG = '''
+WRONG = """
 from dhara import AsyncClient, Client, Context, Registry
 
 tasks = Registry()
@@ -109,7 +109,7 @@ async def main(dhara: AsyncClient, sync: Client) -> None:
     sync.list(statuses="DEAD")  # wrong
     Client("postgresql://", pool_size=3)  # wrong
     AsyncClient("http://h", middleware=[5])  # wrong
-'''
+"""
 
 
 def mypy(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

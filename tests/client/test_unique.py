@@ -125,9 +125,7 @@ async def test_replace_while_it_is_being_claimed(scope: str, client: AsyncClient
             return await tasks.claim(worker, ["t"], 10, [Watermark(queue, 0, BEGINNING, ZERO, 10)])
 
         async def replace(key: str = key) -> Any:
-            return await client.enqueue(
-                "t", "new", queue=key, unique_key=key, unique_for=scope, on_conflict="replace"
-            )
+            return await client.enqueue("t", "new", queue=key, unique_key=key, unique_for=scope, on_conflict="replace")
 
         calls = (take(), replace()) if n % 2 else (replace(), take())
         one, other = await asyncio.gather(*calls)

@@ -27,9 +27,7 @@ async def facts(dsn: str) -> AsyncIterator[Facts]:
 
 
 @pytest.fixture
-async def fleet(
-    alone: None, dsn: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> AsyncIterator[Fleet]:
+async def fleet(alone: None, dsn: str, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
     """Worker processes on the test's database; none outlives it. Their logs are shown when the test fails."""
     made = Fleet(dsn, tmp_path)
     try:

@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-
 from dhara.domain.ids import new_id
 from dhara.domain.task import NewTask
 from dhara.store.pool import Pool
@@ -95,9 +94,7 @@ class Crew:
 
 
 @contextmanager
-def crew(
-    dsn: str, slots: int = 50, processes: int = 1, module: str = "e2e_handlers", **environ: str
-) -> Iterator[Crew]:
+def crew(dsn: str, slots: int = 50, processes: int = 1, module: str = "e2e_handlers", **environ: str) -> Iterator[Crew]:
     """A worker at work with the handlers of `module`; at the end none of its processes is left."""
     made = Crew(dsn, slots, processes, module, **environ)
     try:
@@ -175,5 +172,3 @@ def alive(pids: Sequence[int]) -> list[int]:
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
                 found.append(pid)
     return found
-
-

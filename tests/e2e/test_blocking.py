@@ -30,7 +30,9 @@ async def test_no_lease_is_lost_by_being_busy(fleet: Fleet, facts: Facts, kind: 
     if row[0][0] not in await _workers_of(facts, busy.runners):
         busy, other = other, busy  # the one that serves all queues was faster
     await facts.all_final(timeout=60)
-    found = await facts.rows("SELECT status, attempts, EXTRACT(EPOCH FROM completed_at - started_at)::float8 FROM dhara.tasks")
+    found = await facts.rows(
+        "SELECT status, attempts, EXTRACT(EPOCH FROM completed_at - started_at)::float8 FROM dhara.tasks"
+    )
     assert [row[:2] for row in found] == [("COMPLETED", 1)]
     assert found[0][2] > LEASE
     assert await facts.events() == {}
@@ -88,10 +90,12 @@ async def test_a_cancellation_that_is_not_heeded_is_enforced(fleet: Fleet, facts
     await Tasks(await facts.connection()).request_cancel(id)
     asked = await facts.now()
     await facts.until("SELECT status = 'CANCELED' FROM dhara.tasks WHERE id = $1", id)
-    took = await facts.one("SELECT EXTRACT(EPOCH FROM completed_at - $2::timestamptz)::float8 FROM dhara.tasks WHERE id = $1", id, asked)
+    took = await facts.one(
+        "SELECT EXTRACT(EPOCH FROM completed_at - $2::timestamptz)::float8 FROM dhara.tasks WHERE id = $1", id, asked
+    )
     assert K - 0.1 <= took <= 1 + K + 2
     await facts.all_final()
     assert await facts.states() == {"CANCELED": 1, "COMPLETED": len(neighbours)}
-    assert await facts.one("SELECT sum(failures) + sum(crashes) FROM dhara.tasks") == 0
+    assert await facts.one("SELECT sum(failures) + sum(crashes) FROM dhara.tasks WHERE id <> $1", id) == 0
     assert await eventually(lambda: len(worker.runners) == 1)
     assert await worker.stop() == 0

@@ -34,7 +34,10 @@ async def test_runner_killed(fleet: Fleet, facts: Facts) -> None:
     assert await facts.one(EXTRA_STARTS) == 50
     reasons = await facts.rows("SELECT DISTINCT reason FROM dhara.task_logs WHERE event = 'REAPED'")
     assert reasons == [("worker process ended: signal SIGKILL",)]
-    assert await facts.rows("SELECT state, count(*) FROM dhara.workers GROUP BY state ORDER BY 1") == [("live", 1), ("lost", 1)]
+    assert await facts.rows("SELECT state, count(*) FROM dhara.workers GROUP BY state ORDER BY 1") == [
+        ("live", 1),
+        ("lost", 1),
+    ]
     assert not await invariants.violations(await facts.connection(), quiet=True)
     assert await worker.stop() == 0
 
@@ -49,7 +52,9 @@ async def test_runner_killed_again_and_again(fleet: Fleet, facts: Facts) -> None
         at = await facts.now()
         worker.signal(signal.SIGKILL, *worker.runners)
         await facts.until("SELECT count(*) > $1 FROM dhara.workers", before)
-        back = await facts.one("SELECT EXTRACT(EPOCH FROM max(started_at) - $1::timestamptz)::float8 FROM dhara.workers", at)
+        back = await facts.one(
+            "SELECT EXTRACT(EPOCH FROM max(started_at) - $1::timestamptz)::float8 FROM dhara.workers", at
+        )
         assert back <= 2
         await pause(2 - back)
     dead = await facts.rows("SELECT reason, crashes FROM dhara.tasks WHERE status = 'DEAD'")
@@ -120,7 +125,9 @@ async def test_supervisor_killed(fleet: Fleet, facts: Facts) -> None:
     at = await facts.now()
     victim.signal(signal.SIGKILL)
     await victim.ended()
-    await eventually(lambda: not set(fleet.left()) & set(family[1:]), 1 + 3, "the runner and then the keeper to be gone")
+    await eventually(
+        lambda: not set(fleet.left()) & set(family[1:]), 1 + 3, "the runner and then the keeper to be gone"
+    )
     await facts.all_final()
     assert await facts.states() == {"COMPLETED": 10}
     assert await facts.events() == {"REAPED": 10}
@@ -172,7 +179,9 @@ async def test_poison_is_found_and_innocents_are_acquitted(fleet: Fleet, facts: 
     (poison,) = await facts.enqueue("crash", {"how": how})
     more = await facts.enqueue("noop", times=200)
     await facts.all_final()
-    dead = await facts.rows("SELECT id, reason, crashes, failures, attempts, last_error FROM dhara.tasks WHERE status = 'DEAD'")
+    dead = await facts.rows(
+        "SELECT id, reason, crashes, failures, attempts, last_error FROM dhara.tasks WHERE status = 'DEAD'"
+    )
     assert [row[:5] for row in dead] == [(poison, "poison", 3, 3, 3)]
     what = {"exit": "exit code 9", "segfault": "signal SIGSEGV", "kill": "signal SIGKILL"}[how]
     assert what in dead[0][5]
@@ -186,6 +195,8 @@ async def test_a_crash_is_no_end(fleet: Fleet, facts: Facts) -> None:
     worker = fleet.start("--concurrency", "5", base_backoff="100ms")
     (id,) = await facts.enqueue("crash.once")
     await facts.all_final()
-    row = await facts.rows("SELECT status, result #>> '{}', attempts, failures, crashes FROM dhara.tasks WHERE id = $1", id)
+    row = await facts.rows(
+        "SELECT status, result #>> '{}', attempts, failures, crashes FROM dhara.tasks WHERE id = $1", id
+    )
     assert row == [("COMPLETED", "survived", 2, 1, 1)]
     assert await worker.stop() == 0

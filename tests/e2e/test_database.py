@@ -143,7 +143,9 @@ async def test_sessions_are_terminated(fleet: Fleet, facts: Facts) -> None:
     assert await worker.stop() == 0
 
 
-async def test_a_worker_that_starts_while_the_database_is_away(fleet: Fleet, facts: Facts, own_server: EmbeddedPostgres) -> None:
+async def test_a_worker_that_starts_while_the_database_is_away(
+    fleet: Fleet, facts: Facts, own_server: EmbeddedPostgres
+) -> None:
     """At its first start it says so and ends; a runner that comes after a crash waits."""
     worker = fleet.start("--concurrency", "2")
     await facts.until("SELECT count(*) = 1 FROM dhara.workers WHERE beat_seq > 0")

@@ -97,7 +97,8 @@ async def test_drain_under_load(dsn: str, desk: Desk) -> None:
         told = await desk.db.fetchval("SELECT clock_timestamp()")
         assert worker.stop() == 0
     late = await desk.db.fetchval(
-        "SELECT count(*) FROM dhara.task_logs WHERE event = 'CLAIMED' AND at > $1::timestamptz + interval '500 ms'", told
+        "SELECT count(*) FROM dhara.task_logs WHERE event = 'CLAIMED' AND at > $1::timestamptz + interval '500 ms'",
+        told,
     )
     assert late == 0, "100 ms on an idle machine"
     assert await desk.count("failures > 0 OR status = 'RUNNING'") == 0

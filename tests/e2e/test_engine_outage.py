@@ -33,14 +33,19 @@ def cpu_seconds(pids: list[int]) -> float:
 async def test_an_outage_longer_than_the_lease(dsn: str, pool: Pool, tmp_path: Path) -> None:
     desk = Desk(pool)
     async with Proxy(dsn) as proxy, Proxy(dsn) as other_proxy:
-        with engine(proxy.dsn, slots=40, marks=tmp_path) as one, engine(other_proxy.dsn, slots=40, marks=tmp_path) as other:
+        with (
+            engine(proxy.dsn, slots=40, marks=tmp_path) as one,
+            engine(other_proxy.dsn, slots=40, marks=tmp_path) as other,
+        ):
             ids = await desk.enqueue("sleep", '{"seconds": 1.5}', n=60)
             await eventually(lambda: all(marks(tmp_path, "start", id) for id in ids), 30, "all to run")
             started = await desk.enqueue("innocent", n=500)
             proxy.close()
             other_proxy.close()
             gone, processes = time.monotonic(), [*one.everybody(), *other.everybody()]
-            await eventually(lambda: all(marks(tmp_path, "end", id) for id in ids), 20, "all to end, without a database")
+            await eventually(
+                lambda: all(marks(tmp_path, "end", id) for id in ids), 20, "all to end, without a database"
+            )
             at, used = proxy.accepted, cpu_seconds(processes)
             settled = time.monotonic()
             await asyncio.sleep(max(0.0, gone + AWAY - time.monotonic()))
@@ -52,7 +57,9 @@ async def test_an_outage_longer_than_the_lease(dsn: str, pool: Pool, tmp_path: P
             other_proxy.reopen()
             await desk.until_final(40)
             assert [*one.everybody(), *other.everybody()] == processes
-    print(f"{connects / seconds:.1f} connects/s, {busy / seconds / len(processes):.1%} CPU per process while it was away")
+    print(
+        f"{connects / seconds:.1f} connects/s, {busy / seconds / len(processes):.1%} CPU per process while it was away"
+    )
     # Supervisor and nursery never connect; keeper and runner do, at most twice a second each.
     assert connects / seconds <= 2 * 2
     assert busy / seconds / 2 < 0.25

@@ -122,7 +122,9 @@ async def test_poison(dsn: str, pool: Pool) -> None:
 
 async def test_recycling_costs_no_task(dsn: str, pool: Pool, tmp_path: Path) -> None:
     desk = Desk(pool)
-    with engine(dsn, slots=10, processes=2, marks=tmp_path, DHARA_RECYCLE_TASKS="120", DHARA_RECYCLE_MEMORY="400") as worker:
+    with engine(
+        dsn, slots=10, processes=2, marks=tmp_path, DHARA_RECYCLE_TASKS="120", DHARA_RECYCLE_MEMORY="400"
+    ) as worker:
         (long,) = await desk.enqueue("sleep", '{"seconds": 7}')  # longer than the grace of a drain
         await _child_of(tmp_path, long)
         await desk.enqueue("innocent", n=600)

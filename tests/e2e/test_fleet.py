@@ -45,7 +45,15 @@ async def test_eight_workers_and_twenty_thousand_tasks(fleet: Fleet, facts: Fact
     assert sum(states.values()) == len(ids)
     dead = await facts.rows("SELECT type, reason, count(*) FROM dhara.tasks WHERE status = 'DEAD' GROUP BY 1, 2")
     assert {row[:2] for row in dead} == {("fail", "exhausted")}
-    assert len({row[0] for row in await facts.rows("SELECT DISTINCT worker_id FROM dhara.task_logs WHERE event = 'COMPLETED'")}) >= 8
+    assert (
+        len(
+            {
+                row[0]
+                for row in await facts.rows("SELECT DISTINCT worker_id FROM dhara.task_logs WHERE event = 'COMPLETED'")
+            }
+        )
+        >= 8
+    )
     for worker in workers:
         worker.signal(signal.SIGTERM)
     assert [await worker.ended() for worker in workers] == [0] * 8
@@ -84,7 +92,9 @@ async def test_queues_with_slots_of_their_own(fleet: Fleet, facts: Facts) -> Non
             WHERE o.queue = t.queue AND a.started_at <= t.started_at AND a.ended_at > t.started_at) AS c
         WHERE t.started_at IS NOT NULL GROUP BY t.queue ORDER BY 1"""
     assert await facts.rows(overlapping) == [("mail", 3), ("reports", 1)]
-    took = await facts.one("SELECT EXTRACT(EPOCH FROM max(completed_at) - min(started_at))::float8 FROM dhara.tasks WHERE queue = 'mail'")
+    took = await facts.one(
+        "SELECT EXTRACT(EPOCH FROM max(completed_at) - min(started_at))::float8 FROM dhara.tasks WHERE queue = 'mail'"
+    )
     assert took < 60 * 0.1 / 3 * 1.5, "slots stood idle"
     assert await facts.one("SELECT count(*) FROM dhara.tasks WHERE id = ANY ($1) AND status = 'PENDING'", other) == 3
     assert await worker.stop() == 0

@@ -152,9 +152,7 @@ async def test_one_leader_at_a_time(pool: Pool, workers: Workers, db: asyncpg.Co
     assert not await workers.lead("maintenance", one, 30)
 
 
-async def test_a_round_expires_and_folds(
-    pool: Pool, tasks: Tasks, db: asyncpg.Connection[asyncpg.Record]
-) -> None:
+async def test_a_round_expires_and_folds(pool: Pool, tasks: Tasks, db: asyncpg.Connection[asyncpg.Record]) -> None:
     await tasks.enqueue([NewTask(id=new_id(), type="t") for _ in range(3)])
     await tasks.enqueue([NewTask(id=new_id(), type="t")])
     await db.execute("UPDATE dhara.tasks SET expires_at = clock_timestamp() - interval '1 s'")

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from itertools import pairwise
 from uuid import RFC_4122, UUID
 
 import pytest
@@ -27,7 +28,7 @@ def test_they_grow_whatever_the_clock_does(moments: list[int], byte: int) -> Non
     clock = iter(moments)
     source = IdSource(lambda: next(clock), lambda n: bytes([byte]) * n)
     ids = [source.new() for _ in moments]
-    assert all(a < b for a, b in zip(ids, ids[1:], strict=False))
+    assert all(a < b for a, b in pairwise(ids))
     assert {(id.version, id.variant) for id in ids} == {(7, RFC_4122)}
     highest = -1
     for id, moment in zip(ids, moments, strict=True):
@@ -54,7 +55,9 @@ def test_never_twice_among_threads() -> None:
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        threads = [threading.Thread(target=lambda own=own: own.extend(source.new() for _ in range(1_500))) for own in found]
+        threads = [
+            threading.Thread(target=lambda own=own: own.extend(source.new() for _ in range(1_500))) for own in found
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -36,7 +36,13 @@ def test_a_runner_s_life() -> None:
     worker = UUID(int=7)
     board.announce(worker, 1.5)
     header = board.header()
-    assert (header.worker, header.pid, header.running, header.tick, header.flags) == (worker, os.getpid(), 0, 1.5, STARTED)
+    assert (header.worker, header.pid, header.running, header.tick, header.flags) == (
+        worker,
+        os.getpid(),
+        0,
+        1.5,
+        STARTED,
+    )
     board.tick(2.5, 1)
     header = board.header()
     assert (header.worker, header.running, header.tick, header.flags) == (worker, 1, 2.5, STARTED)

@@ -191,7 +191,9 @@ async def test_a_delayed_task_starts_when_it_is_due(pool: Pool, db: Connection) 
         task = await make_task(pool, delay=0.6)
         claimer.wake("default")
         await desk.gets(1)
-        late = await db.fetchval("SELECT EXTRACT(EPOCH FROM started_at - run_at)::float8 FROM dhara.tasks WHERE id = $1", task.id)
+        late = await db.fetchval(
+            "SELECT EXTRACT(EPOCH FROM started_at - run_at)::float8 FROM dhara.tasks WHERE id = $1", task.id
+        )
         assert 0 <= late < 0.3
 
 
@@ -199,7 +201,9 @@ async def test_a_delayed_task_that_no_hint_told_of(pool: Pool, db: Connection) -
     async with claiming(pool, desk := Desk(), poll=0.3):
         task = await make_task(pool, delay=0.5)
         await desk.gets(1)
-        late = await db.fetchval("SELECT EXTRACT(EPOCH FROM started_at - run_at)::float8 FROM dhara.tasks WHERE id = $1", task.id)
+        late = await db.fetchval(
+            "SELECT EXTRACT(EPOCH FROM started_at - run_at)::float8 FROM dhara.tasks WHERE id = $1", task.id
+        )
         assert 0 <= late < 0.3, "the poll before it told when it is due"
 
 
@@ -209,7 +213,9 @@ async def test_a_task_that_is_expected_back_starts_when_it_is_due(pool: Pool, db
         task = await make_task(pool, delay=0.3)
         claimer.expect(0.3)
         await desk.gets(1, timeout=2)
-        late = await db.fetchval("SELECT EXTRACT(EPOCH FROM started_at - run_at)::float8 FROM dhara.tasks WHERE id = $1", task.id)
+        late = await db.fetchval(
+            "SELECT EXTRACT(EPOCH FROM started_at - run_at)::float8 FROM dhara.tasks WHERE id = $1", task.id
+        )
         assert 0 <= late < 0.3
 
 

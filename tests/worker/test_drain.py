@@ -42,8 +42,12 @@ async def test_what_runs_is_finished(dsn: str, desk: Desk, db: Connection) -> No
     await runner.stop()
     assert time.monotonic() - begun < 2
     assert {(t.status, t.attempts) for t in await desk.all_final(ids)} == {(State.COMPLETED, 1)}
-    assert {((await desk.tasks.get(id)).status, (await desk.tasks.get(id)).attempts) for id in waiting} == {(State.PENDING, 0)}
-    state = await db.fetchrow("SELECT state, running, stopped_at IS NOT NULL FROM dhara.workers WHERE id = $1", runner.id)
+    assert {((await desk.tasks.get(id)).status, (await desk.tasks.get(id)).attempts) for id in waiting} == {
+        (State.PENDING, 0)
+    }
+    state = await db.fetchrow(
+        "SELECT state, running, stopped_at IS NOT NULL FROM dhara.workers WHERE id = $1", runner.id
+    )
     assert state is not None and tuple(state) == ("stopped", 0, True)
 
 
@@ -175,7 +179,8 @@ async def test_nothing_is_claimed_after_the_drain_began(dsn: str, desk: Desk, db
     await runner.drain()
     await runner.stop()
     late = await db.fetchval(
-        "SELECT count(*) FROM dhara.task_logs WHERE event = 'CLAIMED' AND at > $1::timestamptz + interval '100 ms'", began
+        "SELECT count(*) FROM dhara.task_logs WHERE event = 'CLAIMED' AND at > $1::timestamptz + interval '100 ms'",
+        began,
     )
     assert late == 0
     assert await db.fetchval("SELECT count(*) FROM dhara.tasks WHERE status = 'PENDING'") > 0

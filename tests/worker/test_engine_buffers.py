@@ -140,7 +140,9 @@ async def test_exclusive_ones_neither_start_nor_go_on_unheard(dsn: str, desk: De
         return "done"
 
     async with running(dsn, tasks, stale_after=3.0) as runner:
-        runner.slots._last_moment = float("inf")  # the last resort is to end this process: tests/e2e/test_engine_exclusive.py
+        runner.slots._last_moment = float(
+            "inf"
+        )  # the last resort is to end this process: tests/e2e/test_engine_exclusive.py
         first, other = await desk.one("only"), await desk.one("plain")
         await ended.wait()
         # 0.8 L after the last beat, and not a failure.

@@ -143,7 +143,9 @@ async def test_write_and_completion_commit_together(
         ctx.log.info("written")
         await ctx.progress(70, "nearly")
         async with await psycopg.AsyncConnection.connect(dsn) as other:
-            rows = await (await other.execute("SELECT (SELECT count(*) FROM effects), status FROM dhara.tasks")).fetchall()
+            rows = await (
+                await other.execute("SELECT (SELECT count(*) FROM effects), status FROM dhara.tasks")
+            ).fetchall()
             seen.fire(rows)
 
     seen = Signal("what others see before the commit")
@@ -361,7 +363,9 @@ def _autocommit_psycopg(ctx: Context, dsn: str) -> None:
 
 
 def _autocommit_sqlalchemy(ctx: Context, dsn: str) -> None:
-    engine = sqlalchemy.create_engine(dsn.replace("postgresql://", "postgresql+psycopg://", 1), isolation_level="AUTOCOMMIT")
+    engine = sqlalchemy.create_engine(
+        dsn.replace("postgresql://", "postgresql+psycopg://", 1), isolation_level="AUTOCOMMIT"
+    )
     with engine.connect() as connection, ctx.transaction(connection):
         connection.execute(sqlalchemy.text(INSERT.format(ctx.task_id)))
 
@@ -378,9 +382,7 @@ def _rolls_back_inside(ctx: Context, dsn: str) -> None:
         connection.rollback()
 
 
-@pytest.mark.parametrize(
-    "write", [_autocommit_psycopg, _autocommit_sqlalchemy, _commits_inside, _rolls_back_inside]
-)
+@pytest.mark.parametrize("write", [_autocommit_psycopg, _autocommit_sqlalchemy, _commits_inside, _rolls_back_inside])
 async def test_a_block_that_is_no_transaction_does_not_complete(
     dsn: str, desk: Desk, effects: factories.Connection, write: Callable[[Context, str], None]
 ) -> None:

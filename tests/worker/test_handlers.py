@@ -341,7 +341,9 @@ async def test_log_lines_are_kept_with_the_attempt_and_bounded(dsn: str, desk: D
     assert all(line["at"].startswith("20") for line in first)
     crowd = [line["message"] for line in many[1]]
     assert len(crowd) == 201
-    assert crowd[:2] == ["line 0", "line 1"] and crowd[100] == "... 4803 lines left out ..." and crowd[-4] == "line 4999"
+    assert (
+        crowd[:2] == ["line 0", "line 1"] and crowd[100] == "... 4803 lines left out ..." and crowd[-4] == "line 4999"
+    )
 
 
 async def test_many_tasks_many_slots(dsn: str, desk: Desk) -> None:

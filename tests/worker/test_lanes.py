@@ -17,9 +17,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 def claim(seconds: float, id: int = 1, queue: str = "q", priority: int = 0) -> Claim:
     at = START + timedelta(seconds=seconds)
-    return Claim(
-        UUID(int=id), UUID(int=0), "t", queue, priority, at, "{}", 1, 0, 0, 0, 1, 5, None, None, None, at, at
-    )
+    return Claim(UUID(int=id), UUID(int=0), "t", queue, priority, at, "{}", 1, 0, 0, 0, 1, 5, None, None, None, at, at)
 
 
 def ready(queue: str = "q", priority: int = 0) -> Lane:

@@ -10,6 +10,7 @@ import pytest
 
 from dhara import Call, Context, Registry, RegistryError, RetryPolicy
 
+
 class Callable_:  # noqa: N801
     """An object that can be called."""
 

@@ -278,4 +278,3 @@ def known_id(id: UUID | str) -> UUID:
         return UUID(id)
     except ValueError:
         raise NotFound(f"there is no task {id!r}; ids are UUIDs") from None
-

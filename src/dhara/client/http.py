@@ -240,7 +240,9 @@ class HttpBackend:
         elif (cursor := self._cursors.get((wanted, after))) is not None:
             params.append(("cursor", cursor))
         else:
-            raise ValueError("over HTTP, `after` continues only a list that this client has begun, by its page's `next`")
+            raise ValueError(
+                "over HTTP, `after` continues only a list that this client has begun, by its page's `next`"
+            )
         answer = await self._ask("GET", "tasks", params=params)
         found = _decode(answer.content, dict[str, Any])
         tasks = [_task(msgspec.json.encode(row)) for row in found["tasks"]]

@@ -63,9 +63,7 @@ class Chain:
         if self.plain:
             return await write(self.before(tasks))
         turns = [_Turn() for _ in tasks]
-        runs = [
-            asyncio.create_task(self._run(task, turn, write)) for task, turn in zip(tasks, turns, strict=True)
-        ]
+        runs = [asyncio.create_task(self._run(task, turn, write)) for task, turn in zip(tasks, turns, strict=True)]
         try:
             for run, turn in zip(runs, turns, strict=True):
                 either: set[asyncio.Future[Any]] = {run, turn.come}

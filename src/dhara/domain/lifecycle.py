@@ -63,9 +63,7 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
 }
 
 FINAL = frozenset({State.COMPLETED, State.CANCELED, State.DEAD})
-NOTES = frozenset(
-    {Event.CANCEL_REQUESTED, Event.SETTLE_REJECTED, Event.PROGRESS, Event.REPLACED, Event.RESCHEDULED}
-)
+NOTES = frozenset({Event.CANCEL_REQUESTED, Event.SETTLE_REJECTED, Event.PROGRESS, Event.REPLACED, Event.RESCHEDULED})
 
 
 class IllegalMove(ValueError):

@@ -75,9 +75,7 @@ def _bounded(seconds: float) -> float:
 def _crashed(claim: Claim, outcome: Crashed, backoff: Backoff, rng: Random, logs: str | None) -> Settlement:
     text = f"the process that ran it ended: {outcome.how}"
     poison = claim.crashes + 1 >= limits.CRASHES
-    failure = Failed(
-        text, permanent=poison, reason="poison" if poison else None, fingerprint=outcome.fingerprint
-    )
+    failure = Failed(text, permanent=poison, reason="poison" if poison else None, fingerprint=outcome.fingerprint)
     return structs.replace(_failed(claim, failure, backoff, rng, logs), crashed=1)
 
 

@@ -27,9 +27,7 @@ class Pruner:
         """Delete what is past retention; answers how many tasks went."""
         count = 0
         for _ in range(_BATCHES):
-            gone = await self._tasks.prune(
-                self._after, self._settings.retention, self._settings.dead_retention, BATCH
-            )
+            gone = await self._tasks.prune(self._after, self._settings.retention, self._settings.dead_retention, BATCH)
             count += len(gone)
             if len(gone) < BATCH:
                 self._after = ZERO

@@ -81,7 +81,9 @@ async def status(connection: Any, schema: str = "dhara") -> Status:
             )
     versions = [row[0] for row in rows]
     if versions != [migration.version for migration in known[: len(versions)]]:
-        raise SchemaError(f"schema {schema!r} lacks a migration in the middle: it has {versions}; restore it from a backup")
+        raise SchemaError(
+            f"schema {schema!r} lacks a migration in the middle: it has {versions}; restore it from a backup"
+        )
     return Status(known[: len(versions)], known[len(versions) :])
 
 
@@ -131,7 +133,9 @@ def _explained(schema: str) -> Iterator[None]:
     except asyncpg.ReadOnlySQLTransactionError as error:
         raise SchemaError("this database takes no writes (a standby?); migrate on the primary") from error
     except asyncpg.LockNotAvailableError as error:
-        raise Unavailable("another session holds a lock that the migration needs; nothing was changed, try again") from error
+        raise Unavailable(
+            "another session holds a lock that the migration needs; nothing was changed, try again"
+        ) from error
 
 
 async def _next_up(connection: Any, schema: str) -> Migration | None:

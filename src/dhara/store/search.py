@@ -90,7 +90,10 @@ def _where(f: Filter) -> _Where:
         pattern = "%" + f.q.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
         where.add(
             "(id::text = lower({}) OR type ILIKE {} OR idempotency_key ILIKE {} OR last_error ILIKE {})",
-            f.q, pattern, pattern, pattern,
+            f.q,
+            pattern,
+            pattern,
+            pattern,
         )
     return where
 
@@ -102,9 +105,7 @@ class Search:
         self.db = db
         self.schema = schema
 
-    async def page(
-        self, wanted: Filter, *, limit: int = 20, offset: int = 0, after: UUID | None = None
-    ) -> Page:
+    async def page(self, wanted: Filter, *, limit: int = 20, offset: int = 0, after: UUID | None = None) -> Page:
         """A page of at most `limit` tasks, newest first (UUIDv7 ids grow with time); `after` continues a page by its last id."""
         total, capped = await self.count(wanted)
         where = _where(wanted)

@@ -138,9 +138,7 @@ class Tasks:
                 found[row["asked"]] = answer
         return found
 
-    async def _meet(
-        self, new: NewTask, standing: Task, row: asyncpg.Record
-    ) -> Enqueued | IdempotencyConflict | None:
+    async def _meet(self, new: NewTask, standing: Task, row: asyncpg.Record) -> Enqueued | IdempotencyConflict | None:
         """What becomes of `new`, in whose way `standing` stands; None: insert it again."""
         if row["lapsed"]:
             await self.db.execute(self._sql("lapse"), standing.id)
@@ -149,9 +147,7 @@ class Tasks:
             return IdempotencyConflict(standing.id, standing.idempotency_key)
         if row["by"] == "unique_key" and new.on_conflict != "keep":
             content = (new.payload, new.queue, new.priority, new.max_retries, new.run_at, new.delay)
-            changed = await self.db.fetchrow(
-                self._sql("replace"), standing.id, new.on_conflict == "replace", *content
-            )
+            changed = await self.db.fetchrow(self._sql("replace"), standing.id, new.on_conflict == "replace", *content)
             if changed is not None:
                 return Enqueued(task_of(changed), created=False)
             # It has just been claimed or canceled: its key may be free now, or its holder cannot be changed.
@@ -293,9 +289,7 @@ class Tasks:
     async def logs(self, id: UUID, most: int = 10_000) -> list[LogEntry]:
         """A task's history, oldest first, beginning with ENQUEUED. Raises `NotFound`."""
         task = await self.get(id)
-        first = LogEntry(
-            seq=0, generation=1, attempt=0, event="ENQUEUED", at=task.created_at, to_state=State.PENDING
-        )
+        first = LogEntry(seq=0, generation=1, attempt=0, event="ENQUEUED", at=task.created_at, to_state=State.PENDING)
         return [first, *(LogEntry(**row) for row in await self.db.fetch(self._sql("logs"), id, most))]
 
     async def attempts(self, id: UUID, most: int = 10_000) -> list[Attempt]:

@@ -96,7 +96,12 @@ async def _live(registry: Registry, settings: RunnerSettings, board: Board, nurs
     loop = asyncio.get_running_loop()
     # Not a second SIGTERM: a service manager sends its own to all processes, beside the one that the supervisor passes on.
     loop.add_signal_handler(signal.SIGTERM, told.set)
-    loop.add_signal_handler(RELEASE, lambda: (told.set(), again.set()))
+
+    def hurry() -> None:
+        told.set()
+        again.set()
+
+    loop.add_signal_handler(RELEASE, hurry)
     await _start(runner, settings, patient, told)
     if told.is_set():
         await runner.stop()

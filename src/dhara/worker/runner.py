@@ -125,7 +125,7 @@ class Runner:
             rng=self._rng,
             rejected=self._rejected,
             relieved=self._freed,
-            returned=lambda seconds: self.claimer.expect(seconds),
+            returned=lambda seconds: self.claimer.expect(seconds),  # noqa: PLW0108 the claimer comes later
         )
         self.slots = Slots(
             registry,
