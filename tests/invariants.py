@@ -1,12 +1,14 @@
-"""The invariants I1 to I9 of a run (and two of the counters), each a query that returns its violations.
+"""The invariants of a run that its database can tell (and two of the counters), each a query that returns violations.
 
-They read only what dhara itself has recorded, are made of set-wise SQL so that a million log rows take seconds, and hold
-at any moment but I3, which speaks of quiet times. `seq` orders the changes of a task.
+They read what dhara itself has recorded, are made of set-wise SQL so that a million log rows take seconds, and hold at any
+moment but I3, which speaks of quiet times. `seq` orders the changes of a task. Those that need to know more (which workers
+were killed, when; what handlers have written) take it as arguments, and are not part of `violations`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -168,6 +170,152 @@ async def i9(db: Executor) -> Violations:
     )
 
 
+async def i10(db: Executor, lease: float, healthy: Iterable[UUID] = ()) -> Violations:
+    """Nobody is reaped before `lease` seconds after its last beat (as far as it is still known), nor who was healthy."""
+    return await _rows(
+        db,
+        """SELECT h.task_id, h.worker_id, h.at, w.beat_at, w.id = ANY ($2::uuid[]) AS healthy
+           FROM dhara.task_history AS h JOIN dhara.workers AS w ON w.id = h.worker_id
+           WHERE h.claim_seq IS NOT NULL AND h.reason LIKE '%lease lost%'
+             AND (w.id = ANY ($2::uuid[])
+                  -- A worker that has come back has beaten again since; then its last beat before is not on record.
+                  OR (w.state = 'lost' AND h.at < w.beat_at + $1 * interval '1 second'))""",
+        lease,
+        list(healthy),
+    )
+
+
+async def i11(db: Executor, deaths: Mapping[UUID, datetime], bound: float) -> Violations:
+    """What each worker held as it died (by the database's clock) was claimed again, or ended, `bound` seconds later."""
+    return await _rows(
+        db,
+        """WITH deaths AS (SELECT * FROM unnest($1::uuid[], $2::timestamptz[]) AS d (worker, died)),
+        held AS (
+            SELECT a.task_id, a.attempt, d.died FROM deaths AS d JOIN dhara.attempts AS a ON a.worker_id = d.worker
+            WHERE a.started_at <= d.died AND COALESCE(a.ended_at, 'infinity') > d.died
+        )
+        SELECT h.* FROM held AS h JOIN dhara.tasks AS t ON t.id = h.task_id
+        WHERE NOT EXISTS (SELECT FROM dhara.attempts AS n WHERE n.task_id = h.task_id AND n.attempt = h.attempt + 1
+                          AND n.started_at <= h.died + $3 * interval '1 second')
+          AND NOT (t.status IN ('DEAD', 'CANCELED') AND t.attempts = h.attempt)""",
+        list(deaths),
+        list(deaths.values()),
+        bound,
+    )
+
+
+async def i13(db: Executor) -> Violations:
+    """Every start is explained: one for the task itself, and one for each return to PENDING, unless it left otherwise."""
+    return await _rows(
+        db,
+        f"""WITH steps AS (
+            SELECT task_id,
+                   count(*) FILTER (WHERE event = 'CLAIMED') AS starts,
+                   count(*) FILTER (WHERE to_state = 'PENDING') AS returns,
+                   count(*) FILTER (WHERE from_state = 'PENDING' AND event <> 'CLAIMED') AS left_unstarted
+            FROM dhara.task_logs WHERE event NOT IN ({_NOTES}) GROUP BY task_id
+        )
+        SELECT s.*, t.status FROM steps AS s LEFT JOIN dhara.tasks AS t ON t.id = s.task_id
+        WHERE s.starts <> 1 + s.returns - s.left_unstarted - COALESCE((t.status = 'PENDING')::int, 0)""",
+    )
+
+
+async def i14(db: Executor, effects: str = "effects") -> Violations:
+    """In `effects` (column `task`), written through ctx.transaction(): exactly one row per COMPLETED task, else none."""
+    return await _rows(
+        db,
+        f"""SELECT t.id, t.status, count(e.task) FROM dhara.tasks AS t LEFT JOIN {effects} AS e ON e.task = t.id
+            GROUP BY t.id HAVING count(e.task) <> (t.status = 'COMPLETED')::int
+            UNION ALL
+            SELECT e.task, 'of no task', count(*) FROM {effects} AS e
+            WHERE NOT EXISTS (SELECT FROM dhara.tasks AS t WHERE t.id = e.task) GROUP BY e.task""",
+    )
+
+
+async def i15(db: Executor) -> Violations:
+    """No claim before `run_at`."""
+    return await _rows(
+        db, "SELECT id, run_at, started_at FROM dhara.tasks WHERE status = 'RUNNING' AND started_at < run_at"
+    )
+
+
+async def stored_delays(db: Executor, base: float, cap: float) -> Violations:
+    """I15: waits stored after a failure are inside C14's band, for tasks that follow the worker's settings."""
+    return await _rows(
+        db,
+        """WITH waiting AS (
+            SELECT t.id, t.failures, extract(epoch FROM t.run_at - t.updated_at)::float8 AS wait,
+                   LEAST($2, $1 * 2 ^ (t.failures - 1)) AS middle
+            FROM dhara.tasks AS t
+            WHERE t.status = 'PENDING' AND t.failures > 0 AND 'RETRIED' = (
+                SELECT h.event FROM dhara.task_history AS h WHERE h.task_id = t.id ORDER BY h.seq DESC LIMIT 1)
+        )
+        SELECT * FROM waiting WHERE wait NOT BETWEEN 0.5 * middle - 0.01 AND 1.5 * middle + 0.01""",
+        base,
+        cap,
+    )
+
+
+async def i17(db: Executor) -> Violations:
+    """Never two live tasks with one unique key; who is live keeps others out, for as long as its scope says."""
+    return await _rows(
+        db,
+        """WITH live AS (
+            SELECT * FROM dhara.tasks WHERE unique_key IS NOT NULL AND status IN ('PENDING', 'RUNNING')
+        )
+        SELECT 'two are open' AS what, type, unique_key, array_agg(id) AS ids FROM live
+        WHERE unique_scope = 'open' GROUP BY type, unique_key HAVING count(*) > 1
+        UNION ALL
+        SELECT 'two wait that were never claimed', type, unique_key, array_agg(id) FROM live
+        WHERE unique_scope = 'pending' AND status = 'PENDING' AND attempts = 0
+        GROUP BY type, unique_key HAVING count(*) > 1
+        UNION ALL
+        SELECT 'open and keeps nobody out', type, unique_key, ARRAY[id] FROM live
+        WHERE unique_scope = 'open' AND unique_slot IS NULL
+        UNION ALL
+        SELECT 'final and keeps others out', type, unique_key, ARRAY[id] FROM dhara.tasks
+        WHERE unique_slot IS NOT NULL AND unique_scope <> 'period' AND status NOT IN ('PENDING', 'RUNNING')
+        UNION ALL
+        SELECT 'keeps others out by another key', type, unique_key, ARRAY[id] FROM dhara.tasks
+        WHERE unique_slot IS DISTINCT FROM unique_key AND unique_slot IS NOT NULL""",
+    )
+
+
+async def i19(db: Executor) -> Violations:
+    """After a cancel request no further attempt in that generation; after CANCELED none at all."""
+    return await _rows(
+        db,
+        """SELECT c.task_id, c.event, c.seq, l.seq AS claimed FROM dhara.task_logs AS c
+           JOIN dhara.task_logs AS l ON l.task_id = c.task_id AND l.event = 'CLAIMED' AND l.seq > c.seq
+           WHERE c.event = 'CANCELED' OR (c.event = 'CANCEL_REQUESTED' AND l.generation = c.generation)""",
+    )
+
+
+async def i21(db: Executor) -> Violations:
+    """One log row per change; `seq` and `at` agree in order per task (notes are made without the task's lock)."""
+    return await _rows(
+        db,
+        f"""WITH steps AS (
+            SELECT task_id, seq, at, lag(at) OVER (PARTITION BY task_id ORDER BY seq) AS before
+            FROM dhara.task_logs WHERE event NOT IN ({_NOTES})
+        )
+        SELECT 'order' AS what, task_id, seq, at, before FROM steps WHERE at < before
+        UNION ALL
+        SELECT 'number used twice', NULL, seq, NULL, NULL FROM dhara.task_logs GROUP BY seq HAVING count(*) > 1""",
+    )
+
+
+async def i22(db: Executor, hashes: Mapping[UUID, str]) -> Violations:
+    """The payload of each task has the hash (md5 of its text) that its client knows, or its handler saw."""
+    return await _rows(
+        db,
+        """SELECT t.id FROM unnest($1::uuid[], $2::text[]) AS k (id, hash) JOIN dhara.tasks AS t ON t.id = k.id
+           WHERE md5(t.payload::text) <> k.hash""",
+        list(hashes),
+        list(hashes.values()),
+    )
+
+
 async def counted_states(db: Executor) -> Violations:
     """The flows give, per queue, the same numbers by state as the rows."""
     return await _rows(
@@ -217,6 +365,11 @@ async def violations(
         "I7": await i7(db),
         "I8": await i8(db),
         "I9": await i9(db),
+        "I13": await i13(db),
+        "I15": await i15(db),
+        "I17": await i17(db),
+        "I19": await i19(db),
+        "I21": await i21(db),
         "counted states": await counted_states(db),
         "counted events": await counted_events(db),
     }

@@ -147,10 +147,10 @@ async def spawn() -> int:
 
 
 @tasks.task("effect")
-async def effect(path: str, ctx: Context) -> None:
-    """Leaves a line for its start and one for its end."""
-    line = {"task": str(ctx.task_id), "attempt": ctx.attempt, "pid": os.getpid(), "start": time.monotonic()}
-    await asyncio.sleep(0.02)
-    line["end"] = time.monotonic()
+async def effect(path: str, seconds: float, ctx: Context) -> None:
+    """Leaves a line that tells when it began and when it ended."""
+    start = time.monotonic()
+    await asyncio.sleep(seconds)
+    line = {"task": str(ctx.task_id), "queue": ctx.queue, "start": start, "end": time.monotonic()}
     with open(path, "a") as file:
         file.write(json.dumps(line) + "\n")

@@ -1,7 +1,7 @@
 """The real store and a small pure model of the domain take the same random steps and must agree after each.
 
 The model knows lifecycle.TRANSITIONS, decide() and a dozen lines of bookkeeping; it has no clock: a task is ready or not,
-and a rule lets the time pass. After every step the rows, every task's history and the invariants I1 to I9 are compared.
+and a rule lets the time pass. After every step the rows, every task's history and all invariants that the database can tell are compared.
 """
 
 from __future__ import annotations
@@ -75,6 +75,10 @@ class Model:
     snoozes: int = 0
     generation: int = 1
     cancel: bool = False
+    unique_key: str | None = None
+    scope: str | float | None = None
+    keeps_out: bool = False
+    lapsed: bool = False
     claim: Claim | None = None
     worker: UUID | None = None
     events: list[str] = field(default_factory=list)
@@ -82,6 +86,10 @@ class Model:
     def go(self, event: Event) -> None:
         self.state = move(self.state, event)
         self.events.append(event)
+        if event is Event.REVIVED and isinstance(self.scope, str):
+            self.keeps_out = True
+        elif isinstance(self.scope, str) and (self.state in FINAL or (self.scope, event) == ("pending", Event.CLAIMED)):
+            self.keeps_out = False
 
     def ends(self, event: Event, *, failed: int = 0, crashed: int = 0, ready: bool = True) -> None:
         """An attempt is over; whatever was no success after a cancel request is a cancellation."""
@@ -175,6 +183,50 @@ class Machine(RuleBasedStateMachine):
                 if expired:
                     query = "UPDATE dhara.tasks SET expires_at = created_at - interval '1 second' WHERE id = $1"
                     self.run(self.db.execute(query, new.id))
+
+    @rule(
+        type=st.sampled_from(TYPES),
+        key=st.sampled_from(["x", "y"]),
+        scope=st.sampled_from(["pending", "open", HOUR]),
+        on_conflict=st.sampled_from(["keep", "replace", "reschedule"]),
+        queue=st.sampled_from(QUEUES),
+        priority=st.sampled_from(PRIORITIES),
+        max_retries=st.sampled_from([0, 5]),
+        payload=st.sampled_from(['{"a": 1}', "[]"]),
+        delay=st.sampled_from([None, None, HOUR]),
+    )
+    def enqueue_unique(
+        self, type: str, key: str, scope: str | float, on_conflict: str, delay: float | None, **fields: Any
+    ) -> None:
+        new = new_task(type, unique_key=key, unique_for=scope, on_conflict=on_conflict, delay=delay, **fields)
+        held = next((t for t in self.model.values() if t.keeps_out and (t.type, t.unique_key) == (type, key)), None)
+        (answer,) = self.run(self.tasks.enqueue([new]))
+        assert isinstance(answer, Enqueued)
+        if held is not None and held.lapsed:
+            held.keeps_out, held = False, None
+        if held is None:
+            assert answer.created
+            self.model[new.id] = Model(
+                new.id, type, new.queue, new.priority, new.max_retries, new.payload, None, ready=delay is None,
+                expired=False, unique_key=key, scope=scope, keeps_out=True,
+            )  # fmt: skip
+            return
+        assert (answer.task.id, answer.created) == (held.id, False)
+        if on_conflict != "keep" and held.state is State.PENDING:
+            held.ready = delay is None
+            held.events.append(Event.REPLACED if on_conflict == "replace" else Event.RESCHEDULED)
+            if on_conflict == "replace":
+                held.queue, held.priority = new.queue, new.priority
+                held.max_retries, held.payload = new.max_retries, new.payload
+
+    @rule(type=st.sampled_from(TYPES), key=st.sampled_from(["x", "y"]))
+    def lapse(self, type: str, key: str) -> None:
+        """The periods of this key are over."""
+        query = "UPDATE dhara.tasks SET unique_until = created_at WHERE type = $1 AND unique_key = $2 AND unique_until > created_at"
+        self.run(self.db.execute(query, type, key))
+        for task in self.model.values():
+            if (task.type, task.unique_key) == (type, key) and not isinstance(task.scope, str):
+                task.lapsed = True
 
     @precondition(lambda self: self.model)
     @rule(number=picks)
@@ -291,6 +343,14 @@ class Machine(RuleBasedStateMachine):
                 assert error.state == task.state  # noqa: PT017
                 return
             raise AssertionError(f"revived a {task.state} task")
+        same = [t for t in self.model.values() if t.keeps_out and (t.type, t.unique_key) == (task.type, task.unique_key)]
+        if same and isinstance(task.scope, str):
+            try:
+                self.run(self.tasks.revive(task.id))
+            except WrongState as error:
+                assert "unique key" in str(error)  # noqa: PT017
+                return
+            raise AssertionError(f"revived beside {same}")
         self.run(self.tasks.revive(task.id, queue=queue, priority=priority))
         task.go(Event.REVIVED)
         task.queue, task.priority = queue or task.queue, task.priority if priority is None else priority
@@ -353,7 +413,8 @@ class Machine(RuleBasedStateMachine):
     @rule(dead_too=st.booleans(), most=st.integers(1, 3))
     def prune(self, dead_too: bool, most: int) -> None:
         gone = FINAL if dead_too else FINAL - {State.DEAD}
-        due = sorted(t.id for t in self.model.values() if t.state in gone)[:most]
+        # Who still keeps others out, stays: its period outlives its retention.
+        due = sorted(t.id for t in self.model.values() if t.state in gone and (t.lapsed or not t.keeps_out))[:most]
         assert self.run(self.tasks.prune(ZERO, 0, 0 if dead_too else HOUR, most)) == due
         for id in due:
             self.pruned[id] = [*self.model.pop(id).events, Event.PRUNED]
@@ -376,16 +437,16 @@ class Machine(RuleBasedStateMachine):
     def rows_agree(self) -> None:
         if not hasattr(self, "db"):
             return
-        columns = "id, status, queue, priority, attempts, failures, crashes, snoozes, generation, payload"
+        columns = "id, status, queue, priority, attempts, failures, crashes, snoozes, generation, payload, unique_key, unique_slot"
         rows = self.run(
             self.db.fetch(f"SELECT {columns}, cancel_requested_at IS NOT NULL, lease, locked_by FROM dhara.tasks")
         )
         assert {row["id"] for row in rows} == set(self.model)
         for row in rows:
             task = self.model[row["id"]]
-            assert tuple(row)[1:11] == (
+            assert tuple(row)[1:13] == (
                 task.state, task.queue, task.priority, task.attempts, task.failures, task.crashes, task.snoozes,
-                task.generation, task.payload, task.cancel,
+                task.generation, task.payload, task.unique_key, task.unique_key if task.keeps_out else None, task.cancel,
             )  # fmt: skip
             if task.claim:
                 assert (row["lease"], row["locked_by"]) == (task.claim.lease, task.worker)

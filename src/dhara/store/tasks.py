@@ -150,9 +150,9 @@ class Tasks:
             changed = await self.db.fetchrow(self._sql("replace"), standing.id, new.on_conflict == "replace", *content)
             if changed is not None:
                 return Enqueued(task_of(changed), created=False)
-            # It has just been claimed or canceled: its key may be free now, or its holder cannot be changed.
+            # It is PENDING no longer: its key may be free now, or it holds it and cannot be changed.
             now = (await self.get_many([standing.id])).get(standing.id)
-            if now is None or now.status is not State.RUNNING or row["unique_scope"] == "pending":
+            if now is None or not _holds_unchanged(now.status, row["unique_scope"]):
                 return None
             standing = now
         return Enqueued(standing, created=row["by"] == "id")
@@ -312,6 +312,11 @@ def newly_ready(answer: Enqueued) -> bool:
 async def _each(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:
     for piece in pieces:
         yield piece
+
+
+def _holds_unchanged(status: State, scope: str) -> bool:
+    """Whether a task that is not PENDING keeps others out by its unique key."""
+    return status is not State.PENDING and (scope == "period" or (scope == "open" and status is State.RUNNING))
 
 
 def rare_fields(task: NewTask) -> str | None:

@@ -26,7 +26,13 @@ worker_id: ContextVar[UUID | str | None] = ContextVar("worker_id", default=None)
 _CONTEXT: tuple[ContextVar[Any], ...] = (request_id, task_id, attempt, worker_id)
 # C0, DEL, C1, line and paragraph separators, marks that change the direction of text, and halves of pairs.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
-_NOISY = ("asyncio", "uvicorn.error", "uvicorn.access")
+# asyncpg's pool logs each failure to reconnect with its traceback; whoever needs the connection says it in one line.
+_NOISY = {
+    "asyncio": logging.WARNING,
+    "asyncpg.pool": logging.ERROR,
+    "uvicorn.error": logging.WARNING,
+    "uvicorn.access": logging.WARNING,
+}
 
 
 def escape(text: str) -> str:
@@ -57,8 +63,8 @@ def configure(level: str = "info", format: str = "text", stream: TextIO | None =
     handler.dhara = True  # type: ignore[attr-defined]
     root.addHandler(handler)
     root.setLevel(level.upper())
-    for name in _NOISY:
-        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    for name, least in _NOISY.items():
+        logging.getLogger(name).setLevel(max(least, root.level))
 
 
 def formatter(format: str) -> logging.Formatter:

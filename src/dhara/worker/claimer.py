@@ -32,7 +32,7 @@ MOST = 1_000
 SCAN_EVERY = 5.0
 SCAN_SHARE = 20
 CHEAP_SCAN = 0.005
-_LONGEST_PAUSE = 2.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 
 
 class Claimer(Service):
@@ -101,13 +101,17 @@ class Claimer(Service):
             self.wake("")
 
     async def run(self) -> None:
-        pause = 0.1
+        pause = _FIRST_PAUSE
         while True:
             try:
                 await self._round()
-                pause = 0.1
+                if pause > _FIRST_PAUSE:
+                    log.info("claiming works again")
+                pause = _FIRST_PAUSE
             except Exception as error:
-                log.warning("claiming failed, trying again in about %.1f s: %s", pause, error)
+                # Once at warning, then quietly: an outage of a minute must not fill the log.
+                level = logging.WARNING if pause == _FIRST_PAUSE else logging.DEBUG
+                log.log(level, "claiming failed, trying again in about %.1f s: %s", pause, error)
                 await asyncio.sleep(pause * self._rng.uniform(0.5, 1.5))
                 pause = min(_LONGEST_PAUSE, pause * 2)
                 self._woken = True

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 MOST = 500
 CAPACITY = 10_000
-_LONGEST_PAUSE = 2.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 _RETURNS = (Event.RETRIED, Event.SNOOZED)
 
 
@@ -97,7 +97,7 @@ class Settler(Service):
             self._flushing = ()
 
     async def _write(self, batch: Sequence[Settlement]) -> None:
-        pause, unsure = 0.1, False
+        pause, unsure = _FIRST_PAUSE, False
         while True:
             try:
                 if unsure:
@@ -105,13 +105,16 @@ class Settler(Service):
                     batch = [s for s in batch if s.lease not in done]
                 if batch:
                     await self._settle(batch)
+                if unsure:
+                    log.info("settling works again")
                 return
             except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
                 # Something in this batch the database will never take. It must not hold up the others.
                 await self._one_by_one(batch, error)
                 return
             except Exception as error:
-                log.warning("%d settlements wait, trying again in about %.1f s: %s", len(self), pause, error)
+                level = logging.DEBUG if unsure else logging.WARNING
+                log.log(level, "%d settlements wait, trying again in about %.1f s: %s", len(self), pause, error)
                 unsure = True
                 await asyncio.sleep(pause * self._rng.uniform(0.5, 1.5))
                 pause = min(_LONGEST_PAUSE, pause * 2)
