@@ -3,6 +3,7 @@ from __future__ import annotations
 import fcntl
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,26 @@ from tests.e2e.kit import Facts, Fleet
 
 @pytest.fixture
 def alone() -> Iterator[None]:
-    """One test of processes at a time on this machine: their bars are times, and CPUs are few."""
+    """For a test that takes all processors of this machine: no other test of processes beside it."""
+    with _turn(fcntl.LOCK_EX):
+        yield
+
+
+@pytest.fixture
+def machine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For every test of processes: not beside one that wants to be alone."""
+    if "alone" in request.fixturenames:
+        request.getfixturevalue("alone")
+        yield
+    else:
+        with _turn(fcntl.LOCK_SH):
+            yield
+
+
+@contextmanager
+def _turn(kind: int) -> Iterator[None]:
     with (Path(tempfile.gettempdir()) / "dhara-test-e2e.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, kind)
         yield
 
 
@@ -27,7 +45,7 @@ async def facts(dsn: str) -> AsyncIterator[Facts]:
 
 
 @pytest.fixture
-async def fleet(alone: None, dsn: str, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
+async def fleet(machine: None, dsn: str, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
     """Worker processes on the test's database; none outlives it. Their logs are shown when the test fails."""
     made = Fleet(dsn, tmp_path)
     try:

@@ -11,7 +11,7 @@ from tests import invariants
 from tests.e2e.kit import Facts, Fleet, K
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 # A shorter lease than the profile's, since these hold the GIL or the loop for longer than it.
 SHORT = {"heartbeat_interval": "700ms", "stale_after": "2500ms", "confirm_after": "1s"}

@@ -10,7 +10,7 @@ from tests import invariants
 from tests.e2e.kit import C, Facts, Fleet, L, P, R, pause
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 SECONDS_UNTIL_RUN_AGAIN = """
     SELECT max(EXTRACT(EPOCH FROM at - $1::timestamptz))::float8 FROM dhara.task_logs WHERE event = 'CLAIMED' AND attempt = 2"""

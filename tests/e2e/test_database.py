@@ -18,18 +18,20 @@ from tests import invariants
 from tests.e2e.kit import Facts, Fleet, L, P, R, Stopwatch, pause, state
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
+both = pytest.mark.parametrize("own_server", ["default", "15"], indirect=True)
 FAST = {"fsync": "off", "full_page_writes": "off"}
 OLD = DEBIAN_FOLDERS / "15" / "bin"
 
 
-@pytest.fixture(scope="module", params=["default", "15"])
+@pytest.fixture(scope="module")
 def own_server(request: pytest.FixtureRequest) -> Iterator[EmbeddedPostgres]:
-    """A server of this module's own, on a port that stays; also PostgreSQL 15 where there is one."""
-    if request.param == "15" and not OLD.is_dir():
+    """A server of this module's own, on a port that stays."""
+    version = getattr(request, "param", "default")
+    if version == "15" and not OLD.is_dir():
         pytest.skip("there is no PostgreSQL 15 on this machine")
-    binaries = find_binaries(OLD if request.param == "15" else None)
+    binaries = find_binaries(OLD if version == "15" else None)
     with tempfile.TemporaryDirectory(prefix="dhara-e2e-") as folder:
         Path(folder).chmod(0o711)
         with EmbeddedPostgres(Path(folder) / "data", binaries=binaries, settings=FAST, port=free_port()) as server:
@@ -50,7 +52,7 @@ async def facts(own_server: EmbeddedPostgres) -> AsyncIterator[Facts]:
 
 
 @pytest.fixture
-async def fleet(alone: None, facts: Facts, tmp_path: Path, own_server: EmbeddedPostgres) -> AsyncIterator[Fleet]:
+async def fleet(machine: None, facts: Facts, tmp_path: Path, own_server: EmbeddedPostgres) -> AsyncIterator[Fleet]:
     made = Fleet(facts.dsn, tmp_path)
     try:
         yield made
@@ -62,22 +64,23 @@ async def fleet(alone: None, facts: Facts, tmp_path: Path, own_server: EmbeddedP
             print(made.logs())
 
 
+@both
 async def test_crash_restarts_of_the_server(fleet: Fleet, facts: Facts, own_server: EmbeddedPostgres) -> None:
     """F16: immediate shutdowns under load; completions go on within seconds, no process ends, nobody is reaped."""
     workers = [fleet.start("--concurrency", "20") for _ in range(2)]
     await facts.until("SELECT count(*) = 2 FROM dhara.workers WHERE beat_seq > 0")
     family = [pid for worker in workers for pid in worker.family]
-    ids = await facts.enqueue("sleep", {"seconds": 0.1}, times=2_000)
+    ids = await facts.enqueue("sleep", {"seconds": 0.1}, times=1_200)
     for n in range(2):
-        await facts.until("SELECT count(*) > $1 FROM dhara.tasks WHERE status = 'COMPLETED'", 300 * (n + 1))
+        await facts.until("SELECT count(*) > $1 FROM dhara.tasks WHERE status = 'COMPLETED'", 200 * (n + 1))
         await asyncio.to_thread(own_server.restart, "immediate")
         watch = Stopwatch()
         done = "SELECT count(*) >= $1 FROM dhara.tasks WHERE status = 'COMPLETED'"
-        await facts.until(done, 300 * (n + 1) + 50, timeout=5 + 5)
+        await facts.until(done, 200 * (n + 1) + 50, timeout=5 + 5)
         assert watch() <= 5
     await facts.all_final(ids)
     assert {state(pid) for pid in family} <= {"S", "R", "D"}, "no process has ended"
-    assert await facts.states() == {"COMPLETED": 2_000}
+    assert await facts.states() == {"COMPLETED": 1_200}
     events = await facts.events()
     assert set(events) <= {"RELEASED"}, "claims whose answer was lost, at most"
     assert await facts.one("SELECT sum(attempts - 1) FROM dhara.tasks") == events.get("RELEASED", 0)

@@ -14,10 +14,10 @@ from tests import invariants
 from tests.e2e.kit import Facts, Fleet, children, is_keeper
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
-async def test_eight_workers_and_twenty_thousand_tasks(fleet: Fleet, facts: Facts) -> None:
+async def test_eight_workers_and_twenty_thousand_tasks(alone: None, fleet: Fleet, facts: Facts) -> None:
     """Small slots, everything mixed, a cancellation here and there, one runner killed: I1 to I9 by query."""
     rng = random.Random(4711)
     mix = [("noop", 14_500), ("sync.noop", 3_000), ("flaky", 1_200), ("fail", 800), ("sleep", 400), ("crash.once", 2)]

@@ -229,6 +229,34 @@ async def test_a_lost_lease_rolls_back_and_the_other_attempt_stands(
     assert await violations(effects, quiet=True) == {}
 
 
+async def test_a_stale_attempt_completes_nobody_elses(dsn: str, desk: Desk, effects: factories.Connection) -> None:
+    """The task is RUNNING, but under another lease: the first attempt ends in its block while the second is in its own."""
+    tasks = Registry()
+    first, second, told = Signal("first inside"), asyncio.Event(), Signal("LeaseLost")
+
+    @tasks.task("write")
+    async def write(*, ctx: Context) -> None:
+        with _reported(told):
+            async with ctx.transaction() as connection:
+                await connection.execute(INSERT.format(ctx.task_id))
+                if ctx.attempt == 1:
+                    first.fire()
+                    await second.wait()
+                else:
+                    second.set()
+                    await told.wait()
+
+    async with running(dsn, tasks, concurrency=1) as one:
+        id = await desk.one("write")
+        await first.wait()
+        await desk.tasks.reap(one.id, beat_seq=None, claimed_before=0.0, reason="lost", base=0.001, cap=0.001)
+        async with running(dsn, tasks):
+            task = await desk.final(id)
+    assert told.values == [LeaseLost, None]
+    assert (task.status, task.attempts) == (State.COMPLETED, 2)
+    assert await count(effects, id) == 1
+
+
 def _telling(handler: Any, told: Signal) -> Any:
     """The handler, telling how it ended: an exception's class, or None."""
     if asyncio.iscoroutinefunction(handler):
