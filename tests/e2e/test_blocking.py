@@ -8,14 +8,10 @@ import re
 import pytest
 
 from tests import invariants
-from tests.e2e.kit import Facts, Fleet, K
+from tests.e2e.kit import SHORT, SHORT_LEASE, Facts, Fleet, K
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-
-# A shorter lease than the profile's, since these hold the GIL or the loop for longer than it.
-SHORT = {"heartbeat_interval": "700ms", "stale_after": "2500ms", "confirm_after": "1s"}
-LEASE = 2.5
 
 
 @pytest.mark.parametrize("kind", ["block", "hold.regex", "hold.pow"])
@@ -24,7 +20,7 @@ async def test_no_lease_is_lost_by_being_busy(fleet: Fleet, facts: Facts, kind: 
     busy = fleet.start("--concurrency", "4", "--queue", "busy", **SHORT)
     other = fleet.start("--concurrency", "4", **SHORT)
     await facts.until("SELECT count(*) = 2 FROM dhara.workers WHERE beat_seq > 0")
-    (id,) = await facts.enqueue(kind, {"seconds": 1.6 * LEASE}, queue="busy")
+    (id,) = await facts.enqueue(kind, {"seconds": 1.6 * SHORT_LEASE}, queue="busy")
     await facts.until("SELECT status = 'RUNNING' FROM dhara.tasks WHERE id = $1", id)
     row = await facts.rows("SELECT locked_by, w.beat_seq FROM dhara.tasks t JOIN dhara.workers w ON w.id = t.locked_by")
     if row[0][0] not in await _workers_of(facts, busy.runners):
@@ -34,7 +30,7 @@ async def test_no_lease_is_lost_by_being_busy(fleet: Fleet, facts: Facts, kind: 
         "SELECT status, attempts, EXTRACT(EPOCH FROM completed_at - started_at)::float8 FROM dhara.tasks"
     )
     assert [row[:2] for row in found] == [("COMPLETED", 1)]
-    assert found[0][2] > LEASE
+    assert found[0][2] > SHORT_LEASE
     assert await facts.events() == {}
     assert await facts.one("SELECT bool_and(state = 'live') FROM dhara.workers")
     assert re.search(r"event loop .*stood still", busy.log)

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from tests import invariants
-from tests.e2e.kit import C, Facts, Fleet, L, P, R, pause
+from tests.e2e.kit import SHORT, SHORT_LEASE, C, Facts, Fleet, L, P, R, pause
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -137,13 +137,13 @@ async def test_supervisor_killed(fleet: Fleet, facts: Facts) -> None:
 
 async def test_stopped_and_continued(fleet: Fleet, facts: Facts) -> None:
     """F4: a stopped worker loses its leases. What it answers after it goes on is refused, and that is on record."""
-    frozen = fleet.start("--concurrency", "10")
+    frozen = fleet.start("--concurrency", "10", **SHORT)
     await facts.until("SELECT count(*) = 1 FROM dhara.workers WHERE beat_seq > 0")
     ids = await facts.enqueue("sleep", {"seconds": 2}, times=10)
     await facts.running(10)
     frozen.signal(signal.SIGSTOP, *frozen.family)
-    other = fleet.start("--concurrency", "10")
-    await facts.all_final(timeout=L + R + C + 15)
+    other = fleet.start("--concurrency", "10", **SHORT)
+    await facts.all_final(timeout=SHORT_LEASE + R + C + 15)
     frozen.signal(signal.SIGCONT, *frozen.family)
     await facts.until("SELECT count(*) = 10 FROM dhara.task_logs WHERE event = 'SETTLE_REJECTED'")
     assert await facts.states() == {"COMPLETED": 10}

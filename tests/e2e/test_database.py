@@ -15,7 +15,7 @@ from dhara.embedded import DEBIAN_FOLDERS, EmbeddedPostgres, find_binaries
 from dhara.embedded.server import free_port
 from dhara.store import migrate
 from tests import invariants
-from tests.e2e.kit import Facts, Fleet, L, P, R, Stopwatch, pause, state
+from tests.e2e.kit import SHORT, SHORT_LEASE, Facts, Fleet, L, P, R, Stopwatch, pause, state
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -92,16 +92,16 @@ async def test_crash_restarts_of_the_server(fleet: Fleet, facts: Facts, own_serv
 
 async def test_an_outage_longer_than_the_lease(fleet: Fleet, facts: Facts, own_server: EmbeddedPostgres) -> None:
     """F17: results wait in memory and are settled when it is back; 0 reaps of live workers, although all beats are old."""
-    workers = [fleet.start("--concurrency", "20") for _ in range(2)]
+    workers = [fleet.start("--concurrency", "20", **SHORT) for _ in range(2)]
     await facts.until("SELECT count(*) = 2 FROM dhara.workers WHERE beat_seq > 0")
     short = await facts.enqueue("sleep", {"seconds": 2}, times=20)
-    long = await facts.enqueue("sleep", {"seconds": L + 4}, times=15)
+    long = await facts.enqueue("sleep", {"seconds": SHORT_LEASE + 4}, times=15)
     await facts.running(35)
     family = [pid for worker in workers for pid in worker.family]
     used = cpu_seconds(family)
     watch = Stopwatch()
     await asyncio.to_thread(own_server.stop)
-    await pause(L + 2 * R)
+    await pause(SHORT_LEASE + 2 * R)
     outage = watch()
     assert (cpu_seconds(family) - used) / outage < 0.05 * len(workers) + 0.05, "nobody spins while it is away"
     await asyncio.to_thread(own_server.start)

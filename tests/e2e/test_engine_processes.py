@@ -102,6 +102,7 @@ async def test_poison(dsn: str, pool: Pool) -> None:
         await desk.until("type = 'segfault' AND status = 'DEAD'", 1, 20)
         said = worker.said
     row = await pool.fetchrow("SELECT * FROM dhara.tasks WHERE type = 'segfault'")
+    assert row is not None
     assert (row["reason"], row["attempts"], row["crashes"]) == ("poison", 3, 3)
     assert "SIGSEGV" in row["last_error"]
     attempts = await desk.tasks.attempts(row["id"])

@@ -1,28 +1,27 @@
-"""Two witnesses before anything is reaped: the database's clock, and this process's own watching."""
+"""The reaper takes back what lost workers hold, on the word of two witnesses, and nothing else."""
 
 from __future__ import annotations
 
-from uuid import UUID
+from collections.abc import Awaitable, Callable
+from uuid import UUID, uuid4
 
-import asyncpg
 import pytest
+from msgspec import Struct
 
-from dhara.domain.ids import new_id
-from dhara.domain.task import NewTask
-from dhara.maintenance import Maintenance
-from dhara.maintenance.pruner import Pruner
+from dhara.domain.lifecycle import State
 from dhara.maintenance.reaper import Reaper, Watch
 from dhara.maintenance.settings import MaintenanceSettings
-from dhara.store.pool import Pool
-from dhara.store.tasks import BEGINNING, ZERO, Tasks, Watermark
-from dhara.store.workers import NewWorker, Sighting, Workers
+from dhara.store.tasks import Tasks
+from dhara.store.workers import Sighting, Workers
+from tests import invariants
+from tests.factories import Connection, history, make_task, make_worker
 
 L, C = 30.0, 10.0
 SETTINGS = MaintenanceSettings(stale_after=L, confirm_after=C)
 
 
 class Clock:
-    """This process's monotonic clock, as the test says."""
+    """This process's monotonic clock, in the test's hands."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
@@ -31,144 +30,189 @@ class Clock:
         return self.now
 
 
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def reaper(db: Connection, clock: Clock) -> Reaper:
+    return Reaper(Tasks(db), Workers(db), SETTINGS, clock)
 
 
-@pytest.fixture
-def reaper(tasks: Tasks, workers: Workers, clock: Clock) -> Reaper:
-    return Reaper(tasks, workers, SETTINGS, clock)
+class Case(Struct, frozen=True, kw_only=True):
+    """A worker that holds one task; what happens between two looks of the reaper; is it taken back?"""
+
+    why: str
+    beat_age: float = 3600
+    claim_age: float = 3600
+    state: str = "live"
+    watched: float = C
+    beats: bool = False
+    restarted: bool = False
+    reaped: bool
 
 
-@pytest.fixture
-async def worker(tasks: Tasks, workers: Workers) -> UUID:
-    """A worker that runs one task."""
-    id = new_id()
-    await workers.register(NewWorker(id=id, pid=1, host="h", version="1", types=["t"], queues={"*": 1}, slots=1))
-    await tasks.enqueue([NewTask(id=new_id(), type="t")])
-    assert len(await tasks.claim(id, ["t"], 1, [Watermark("default", 0, BEGINNING, ZERO, 1)])) == 1
-    return id
+CASES = [
+    Case(why="both witnesses agree", reaped=True),
+    Case(why="a draining worker is no different", state="draining", reaped=True),
+    Case(
+        why="the beat is old, but it moved while we watched: its clock jumped, or the database's",
+        beats=True,
+        reaped=False,
+    ),
+    Case(why="the beat stands still, but not for long enough", watched=C - 0.1, reaped=False),
+    Case(why="the beat stood still all the time, but it is not old", beat_age=L - 2, reaped=False),
+    Case(why="this reaper has just been started: its watch begins anew", restarted=True, reaped=False),
+    Case(why="claimed a moment ago, by a worker that is just coming back", claim_age=L - 2, reaped=False),
+    Case(why="stopped in order, but it still holds a task", state="stopped", beat_age=0.1, reaped=True),
+    Case(why="called lost before, and holds a task", state="lost", beat_age=0.1, reaped=True),
+    Case(
+        why="stopped a moment ago with a task that it claimed a moment ago", state="stopped", claim_age=1, reaped=False
+    ),
+]
 
 
-async def age(db: asyncpg.Connection[asyncpg.Record], beat: float, claim: float) -> None:
-    """Move the last beat and the claim into the past, by the database's clock."""
-    await db.execute("UPDATE dhara.workers SET beat_at = clock_timestamp() - $1 * interval '1 s'", beat)
-    await db.execute("UPDATE dhara.tasks SET started_at = clock_timestamp() - $1 * interval '1 s'", claim)
+@pytest.mark.parametrize("case", CASES, ids=[case.why for case in CASES])
+async def test_two_witnesses(db: Connection, case: Case) -> None:
+    worker = await make_worker(db, state=case.state, beats=3, beat_age=case.beat_age)
+    task = await make_task(db, "RUNNING", worker=worker, age=case.claim_age)
+    clock = Clock()
+    looking = reaper(db, clock)
+    assert await looking.look() == 0, "nobody is lost at the first look"
+    if case.beats:
+        await db.execute("UPDATE dhara.workers SET beat_seq = beat_seq + 1 WHERE id = $1", worker)
+    if case.restarted:
+        looking = reaper(db, clock)
+    clock.now += case.watched
+    assert await looking.look() == int(case.reaped)
+    after = await Tasks(db).get(task.id)
+    assert after.status is (State.PENDING if case.reaped else State.RUNNING)
+    assert (after.failures, after.crashes) == ((1, 1) if case.reaped else (0, 0))
+    state = await db.fetchval("SELECT state FROM dhara.workers WHERE id = $1", worker)
+    gone = case.state in ("stopped", "lost")
+    late = not case.beats and not case.restarted and case.watched >= C and case.beat_age > L
+    assert state == (case.state if gone or not late else "lost")
+    assert not await invariants.violations(db)
 
 
-async def status(db: asyncpg.Connection[asyncpg.Record]) -> str:
-    return str(await db.fetchval("SELECT status FROM dhara.tasks"))
+async def test_what_it_writes(db: Connection) -> None:
+    worker = await make_worker(db, beats=3, beat_age=3600)
+    plain = await make_task(db, "RUNNING", worker=worker, age=60)
+    canceled = await make_task(db, "RUNNING", worker=worker, age=60, cancel_requested=True)
+    tired = await make_task(db, "RUNNING", worker=worker, age=60, max_retries=0)
+    poison = await make_task(db, "RUNNING", worker=worker, age=60, failures=2, crashes=2)
+    clock = Clock()
+    looking = reaper(db, clock)
+    await looking.look()
+    clock.now += C
+    assert await looking.look() == 4
+    found = {task.id: task for task in [await Tasks(db).get(t.id) for t in (plain, canceled, tired, poison)]}
+    assert (found[plain.id].status, found[plain.id].reason) == (State.PENDING, None)
+    wait = (found[plain.id].run_at - found[plain.id].updated_at).total_seconds()
+    assert 0 <= wait <= 1, "back after U(0, 1 s) the first time"
+    assert found[canceled.id].status is State.CANCELED
+    assert (found[tired.id].status, found[tired.id].reason) == (State.DEAD, "exhausted")
+    assert (found[poison.id].status, found[poison.id].reason) == (State.DEAD, "poison")
+    (entry,) = await history(db, plain.id)
+    assert (entry["event"], entry["lease"], entry["worker_id"]) == ("REAPED", plain.lease, worker)
+    assert entry["reason"] == "lease lost: its worker stopped beating"
+    assert not await invariants.violations(db)
 
 
-@pytest.mark.parametrize(
-    ("beat", "claim", "watched", "expected"),
-    [
-        (L + 1, L + 1, C, "PENDING"),
-        (L - 5, L + 1, C, "RUNNING"),  # (a) the beat is young enough
-        (L + 1, L + 1, C - 0.1, "RUNNING"),  # (b) not watched for long enough
-        (L + 1, L - 5, C, "RUNNING"),  # claimed just now, by a worker that has returned
-        (10 * L, 10 * L, C, "PENDING"),
-    ],
-)
-async def test_both_must_agree(
-    db: asyncpg.Connection[asyncpg.Record],
-    reaper: Reaper,
-    clock: Clock,
-    worker: UUID,
-    beat: float,
-    claim: float,
-    watched: float,
-    expected: str,
-) -> None:
-    await age(db, beat, claim)
-    await reaper.look()
-    clock.now += watched
-    await reaper.look()
-    assert await status(db) == expected
+async def test_more_tasks_than_one_batch(db: Connection) -> None:
+    worker = await make_worker(db, beats=1)
+    await db.execute("ALTER TABLE dhara.tasks DISABLE TRIGGER USER")
+    await db.execute(
+        "INSERT INTO dhara.tasks (id, type, status, run_at, lease, locked_by, claim_seq, started_at, attempts)"
+        " SELECT gen_random_uuid(), 't', 'RUNNING', now(), gen_random_uuid(), $1, nextval('dhara.task_history_seq'),"
+        " now() - interval '1 hour', 1 FROM generate_series(1, 1234)",
+        worker,
+    )
+    await db.execute("UPDATE dhara.workers SET beat_at = beat_at - interval '1 hour'")
+    clock = Clock()
+    looking = reaper(db, clock)
+    await looking.look()
+    clock.now += C
+    assert await looking.look() == 1234
+    assert await db.fetchval("SELECT count(*) FROM dhara.tasks WHERE status = 'RUNNING'") == 0
 
 
-async def test_one_beat_begins_the_watch_anew(
-    db: asyncpg.Connection[asyncpg.Record], reaper: Reaper, workers: Workers, clock: Clock, worker: UUID
-) -> None:
-    """As after a jump of the database's clock: the beat looks old, but it moves."""
-    for _ in range(5):
-        await workers.beat([worker], [1])
-        await age(db, 100 * L, 100 * L)
-        await reaper.look()
-        clock.now += C
-    assert await status(db) == "RUNNING"
+async def test_a_beat_that_comes_at_the_last_moment(db: Connection) -> None:
+    """Between the reaper's look and its statement: the statement sees it."""
+    worker = await make_worker(db, beats=3, beat_age=3600)
+    task = await make_task(db, "RUNNING", worker=worker, age=3600)
+    clock = Clock()
+
+    class Late(Workers):
+        looks = 0
+
+        async def witness(self) -> list[Sighting]:
+            seen = await super().witness()
+            self.looks += 1
+            if self.looks == 2:
+                await self.beat([worker], [1])
+            return seen
+
+    looking = Reaper(Tasks(db), Late(db), SETTINGS, clock)
+    await looking.look()
+    clock.now += C
+    assert await looking.look() == 0
+    assert (await Tasks(db).get(task.id)).status is State.RUNNING
+    assert await db.fetchval("SELECT state FROM dhara.workers WHERE id = $1", worker) == "live"
 
 
-async def test_a_new_reaper_watches_for_itself(
-    db: asyncpg.Connection[asyncpg.Record], tasks: Tasks, workers: Workers, clock: Clock, worker: UUID
-) -> None:
-    await age(db, 10 * L, 10 * L)
-    await Reaper(tasks, workers, SETTINGS, clock).look()
+async def test_a_lost_worker_that_beats_again_is_live_again(db: Connection) -> None:
+    worker = await make_worker(db, beats=3, beat_age=3600)
+    clock = Clock()
+    looking = reaper(db, clock)
+    await looking.look()
+    clock.now += C
+    await looking.look()
+    assert await db.fetchval("SELECT state FROM dhara.workers WHERE id = $1", worker) == "lost"
+    await Workers(db).beat([worker], [0])
+    assert await db.fetchval("SELECT state FROM dhara.workers WHERE id = $1", worker) == "live"
     clock.now += 10 * C
-    await Reaper(tasks, workers, SETTINGS, clock).look()
-    assert await status(db) == "RUNNING"
+    await looking.look()
+    assert await db.fetchval("SELECT state FROM dhara.workers WHERE id = $1", worker) == "live"
 
 
-async def test_the_lost_worker_is_marked_and_may_come_back(
-    db: asyncpg.Connection[asyncpg.Record], reaper: Reaper, workers: Workers, clock: Clock, worker: UUID
-) -> None:
-    await age(db, L + 1, L + 1)
-    await reaper.look()
+async def test_an_outage_is_nobody_s_fault(db: Connection) -> None:
+    """All beats are old when the database is back; each worker gets C to beat again."""
+    workers = [await make_worker(db, beats=3, beat_age=0) for _ in range(3)]
+    for worker in workers:
+        await make_task(db, "RUNNING", worker=worker, age=600)
+    clock = Clock()
+    looking = reaper(db, clock)
+    await looking.look()
+    clock.now += 300  # reads fail for so long: no look
+    await db.execute("UPDATE dhara.workers SET beat_at = beat_at - interval '300 seconds'")
+    for worker in workers:
+        await Workers(db).beat([worker], [1])
+    assert await looking.look() == 0
+    await db.execute("UPDATE dhara.workers SET beat_at = beat_at - interval '300 seconds'")
+    clock.now += C - 0.1
+    assert await looking.look() == 0, "although the database's clock says that every beat is five minutes old"
+
+
+def test_the_watch() -> None:
+    a, b = uuid4(), uuid4()
+
+    def seen(*pairs: tuple[UUID, int]) -> list[Sighting]:
+        return [Sighting(id, seq, "live", 99.0) for id, seq in pairs]
+
+    watch = Watch(10)
+    still: Callable[[list[Sighting], float], list[UUID]] = lambda s, now: [x.id for x in watch.still(s, now)]  # noqa: E731
+    assert still(seen((a, 1), (b, 1)), 0) == []
+    assert still(seen((a, 1), (b, 2)), 9) == []
+    assert still(seen((a, 1), (b, 2)), 10) == [a]
+    assert still(seen((a, 2), (b, 2)), 19) == [b], "a has moved"
+    assert still(seen((b, 2)), 20) == [b]
+    assert still(seen((a, 2), (b, 2)), 40) == [b], "who was out of sight is watched anew"
+
+
+async def test_two_reapers_are_as_good_as_one(db: Connection) -> None:
+    worker = await make_worker(db, beats=3, beat_age=3600)
+    await make_task(db, "RUNNING", worker=worker, age=3600)
+    clock = Clock()
+    first, second = reaper(db, clock), reaper(db, clock)
+    looks: list[Callable[[], Awaitable[int]]] = [first.look, second.look]
+    for one in looks:
+        await one()
     clock.now += C
-    assert await reaper.look() == 1
-    assert await db.fetchval("SELECT state FROM dhara.workers") == "lost"
-    await workers.beat([worker], [0])
-    assert await db.fetchval("SELECT state FROM dhara.workers") == "live"
-
-
-async def test_a_worker_that_stopped_but_still_holds_a_task(
-    db: asyncpg.Connection[asyncpg.Record], reaper: Reaper, workers: Workers, clock: Clock, worker: UUID
-) -> None:
-    await workers.stop(worker)
-    await age(db, 0, L + 1)
-    await reaper.look()
-    clock.now += C
-    assert await reaper.look() == 1
-    assert await status(db) == "PENDING"
-
-
-def test_the_watch_forgets_who_is_gone() -> None:
-    watch = Watch(C)
-    sighting = Sighting(new_id(), 7, "live", 100.0)
-    assert watch.still([sighting], 0.0) == []
-    assert watch.still([], 5.0) == []
-    assert watch.still([sighting], C) == [], "the watch began anew at its return"
-    assert watch.still([sighting], 2 * C) == [sighting]
-
-
-async def test_one_leader_at_a_time(pool: Pool, workers: Workers, db: asyncpg.Connection[asyncpg.Record]) -> None:
-    one, two = new_id(), new_id()
-    assert await workers.lead("maintenance", one, 30)
-    assert not await workers.lead("maintenance", two, 30)
-    assert await workers.lead("maintenance", one, 30), "it may stay"
-    await db.execute("UPDATE dhara.leaders SET until = clock_timestamp() - interval '1 s'")
-    assert await workers.lead("maintenance", two, 30)
-    assert not await workers.lead("maintenance", one, 30)
-
-
-async def test_a_round_expires_and_folds(pool: Pool, tasks: Tasks, db: asyncpg.Connection[asyncpg.Record]) -> None:
-    await tasks.enqueue([NewTask(id=new_id(), type="t") for _ in range(3)])
-    await tasks.enqueue([NewTask(id=new_id(), type="t")])
-    await db.execute("UPDATE dhara.tasks SET expires_at = clock_timestamp() - interval '1 s'")
-    await Maintenance(pool, MaintenanceSettings()).round()
-    rows = await db.fetch("SELECT DISTINCT status, reason, attempts FROM dhara.tasks")
-    assert [tuple(row) for row in rows] == [("DEAD", "expired", 0)]
-    flows = await db.fetch("SELECT event, n FROM dhara.counters ORDER BY event")
-    assert [tuple(row) for row in flows] == [("ENQUEUED", 4), ("EXPIRED", 4)]
-
-
-async def test_the_pruner_goes_through_more_than_a_batch(
-    tasks: Tasks, db: asyncpg.Connection[asyncpg.Record], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("dhara.maintenance.pruner.BATCH", 10)
-    await tasks.enqueue([NewTask(id=new_id(), type="t") for _ in range(35)])
-    await db.execute("UPDATE dhara.tasks SET status = 'CANCELED', completed_at = clock_timestamp() - interval '8 days'")
-    await tasks.enqueue([NewTask(id=new_id(), type="young")])
-    assert await Pruner(tasks, SETTINGS).prune() == 35
-    assert await db.fetchval("SELECT string_agg(type, ',') FROM dhara.tasks") == "young"
+    assert [await one() for one in looks] == [1, 0]
+    assert not await invariants.violations(db)

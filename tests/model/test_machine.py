@@ -343,7 +343,9 @@ class Machine(RuleBasedStateMachine):
                 assert error.state == task.state  # noqa: PT017
                 return
             raise AssertionError(f"revived a {task.state} task")
-        same = [t for t in self.model.values() if t.keeps_out and (t.type, t.unique_key) == (task.type, task.unique_key)]
+        same = [
+            t for t in self.model.values() if t.keeps_out and (t.type, t.unique_key) == (task.type, task.unique_key)
+        ]
         if same and isinstance(task.scope, str):
             try:
                 self.run(self.tasks.revive(task.id))

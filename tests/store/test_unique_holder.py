@@ -40,7 +40,7 @@ async def test_who_holds_a_unique_key(
             found = await db.fetchrow(query, key, str(scope), on_conflict)
             assert found is not None
             id, created = found
-        holds = state in HOLDS[scope]  # type: ignore[index]
+        holds = state in HOLDS[scope]
         assert (id == held.id, created) == (holds, not holds), state
         replaced = holds and state is State.PENDING and on_conflict == "replace"
         assert (await row(db, held.id))["payload"] == ('{"new": 1}' if replaced else '{"old": 1}'), state

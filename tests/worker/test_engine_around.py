@@ -190,7 +190,7 @@ def test_what_is_no_middleware_or_lifespan_is_refused() -> None:
 def test_wrong_options_are_refused() -> None:
     tasks = Registry()
     with pytest.raises(RegistryError, match="executor"):
-        tasks.task("t", executor="thread")  # type: ignore[call-overload]
+        tasks.task("t", executor="thread")  # type: ignore[arg-type]
     with pytest.raises(RegistryError, match="no exception class"):
         tasks.task("t", retry_on={"ValueError": None})  # type: ignore[dict-item]
     with pytest.raises(RegistryError, match="no exception class"):
@@ -208,7 +208,7 @@ async def test_lifespan_is_entered_before_the_first_claim_and_left_after_the_las
 
     async def look() -> None:
         rows = await db.fetch("SELECT status, count(*) FROM dhara.tasks GROUP BY status")
-        looks.append(dict(rows))
+        looks.append({row[0]: row[1] for row in rows})
 
     @tasks.lifespan
     async def life() -> AsyncIterator[str]:
@@ -332,7 +332,7 @@ async def test_a_payload_may_be_one_object(dsn: str, desk: Desk) -> None:
     assert [json.loads(task.result or "null") for task in done] == [result for _, result in calls]
 
 
-MISFITS = {
+MISFITS: dict[str, list[Any]] = {
     "order": [{}, {"id": "x", "at": "2030-01-01T00:00:00Z"}, [], {"id": 13, "at": "2030-01-01T00:00:00Z"}],
     "parcel": [{"weight": 1}, {"to": 5}],
     "person": [{}, {"name": "A", "age": -1}, 5, {"name": ["x" * 10_000]}],

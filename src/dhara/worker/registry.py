@@ -28,7 +28,7 @@ class Options(Struct, frozen=True, kw_only=True):
     timeout: float | None = None
     retry: RetryPolicy = RetryPolicy()
     # The first class that the exception is an instance of decides; None: no further attempt.
-    retry_on: Mapping[type[BaseException], RetryPolicy | None] = {}
+    retry_on: Mapping[type[Any], RetryPolicy | None] = {}
     executor: Literal["auto", "process"] = "auto"
     exclusive: bool = False
 
@@ -166,7 +166,7 @@ class Registry:
         priority: int = 0,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
-        retry_on: Mapping[type[BaseException], RetryPolicy | None] | None = None,
+        retry_on: Mapping[type[Any], RetryPolicy | None] | None = None,
         executor: Literal["auto", "process"] = "auto",
         exclusive: bool = False,
     ) -> Callable[[Callable[P, R]], Handler[P, R]]:
