@@ -119,9 +119,9 @@ def test_no_ready_lane_is_ever_above_what_the_last_scan_saw(steps: list[list[Lan
     lanes = Lanes({"*": 5})
     for step in steps:
         if step and isinstance(step[0], Claim):
-            lanes.took([item for item in step if isinstance(item, Claim)])
+            lanes.took([item for item in step if isinstance(item, Claim)])  # type: ignore[redundant-expr]
         else:
-            found = {(lane.queue, lane.priority): lane for lane in step if isinstance(lane, Lane)}  # type: ignore[redundant-expr]
+            found = {(lane.queue, lane.priority): lane for lane in step if isinstance(lane, Lane)}
             assert lanes.seen(list(found.values())) == any(lane.ready for lane in found.values())
             now = marks(lanes)
             assert set(now) == set(found)
