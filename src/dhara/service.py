@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_PATIENCE = 2.0
+_CANCELS, _PATIENCE = 2, 1.0
 
 
 async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
@@ -48,7 +48,11 @@ class Service:
     async def stop(self) -> None:
         """End, and wait until it has; but not for ever, since a query on a dead link heeds its cancellation late."""
         task, self._task = self._task, None
-        if task is not None:
+        for _ in range(_CANCELS):
+            if task is None or task.done():
+                return
+            # Again, should something inside have swallowed it: `asyncio.wait_for` of Python 3.11, for one, does that when
+            # what it waits for comes at the same moment.
             task.cancel()
             await asyncio.wait({task}, timeout=_PATIENCE)
 

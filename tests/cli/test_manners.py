@@ -67,6 +67,7 @@ def test_without_a_database_one_line_and_78(dhara_alone: Dhara, path: tuple[str,
         "wait": ["x"],
         "pause": ["x"],
         "resume": ["x"],
+        "retention": ["x", "7d"],
         "enqueue": ["x"],
         "down": ["--yes"],
     }

@@ -11,7 +11,7 @@ import pytest
 from dhara.store.pool import Pool
 from tests.e2e.engine import engine
 from tests.e2e.fleet import Desk, alive
-from tests.invariants import violations
+from tests.invariants import i14, violations
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.slow
@@ -41,9 +41,7 @@ async def test_one_effect_per_completed_task_under_kill_9(dsn: str, pool: Pool) 
         everybody = [*one.everybody(), *other.everybody()]
     assert not alive(everybody)
     assert killed >= 4
-    per_task = "SELECT t.id, t.status, count(e.task) FROM dhara.tasks AS t LEFT JOIN effects AS e ON e.task = t.id GROUP BY t.id"
-    wrong = [row for row in await pool.fetch(per_task) if row[2] != (row[1] == "COMPLETED")]
-    assert wrong == []
+    assert await i14(pool) == []
     completed = await desk.count("status = 'COMPLETED'")
     # Those that were thrice unlucky are called poison, and have no effect.
     assert completed > 0.9 * len(ids)

@@ -11,14 +11,14 @@ import pytest
 
 from dhara.store.pool import Pool
 from tests.e2e.engine import engine, marks
-from tests.e2e.fleet import Desk, H, L
-from tests.invariants import violations
+from tests.e2e.fleet import C, Desk, L, R
+from tests.invariants import i10, violations
 from tests.proxy import Proxy
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.slow
 
-AWAY = 2 * L
+AWAY = L + R + C + 1
 
 
 def cpu_seconds(pids: list[int]) -> float:
@@ -66,6 +66,8 @@ async def test_an_outage_longer_than_the_lease(dsn: str, pool: Pool, tmp_path: P
     assert before < len(ids) + len(started)
     events = await desk.events()
     assert "REAPED" not in events
+    healthy = [row[0] for row in await pool.fetch("SELECT id FROM dhara.workers")]
+    assert await i10(pool, L, healthy) == []
     assert "SETTLE_REJECTED" not in events
     assert await desk.count("failures > 0 OR crashes > 0") == 0
     # Each ran once; but for claims whose answers were cut off, which are released.
@@ -75,4 +77,3 @@ async def test_an_outage_longer_than_the_lease(dsn: str, pool: Pool, tmp_path: P
     everything: list[UUID] = [*ids, *started]
     assert await violations(pool, acknowledged=everything, asked=everything, quiet=True) == {}
     await desk.starts_are_explained()
-    assert AWAY > L + H

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from uuid import UUID
 
 import asyncpg
+import pytest
 
+from dhara import Registry
 from dhara.domain.ids import new_id
+from dhara.store import wakeup
 from dhara.store.pool import DatabaseSettings, Pool
 from dhara.store.wakeup import Listener, Notifier
+from tests.proxy import Proxy
 from tests.waiting import Signal, eventually
+from tests.worker.kit import Desk, running
 
 
 async def test_a_hint_arrives(dsn: str, pool: Pool) -> None:
@@ -80,3 +87,96 @@ async def test_sql_enqueue_wakes_in_its_transaction(dsn: str, db: asyncpg.Connec
             await db.execute("SELECT dhara.enqueue('t', queue => 'never')")
             await rollback.rollback()
         assert (await woken.wait(2))[1:] == ["lost"]
+
+
+async def test_a_half_open_link_is_found(dsn: str, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing comes through any more and nobody says so; the liveness query does not come back."""
+    monkeypatch.setattr(wakeup, "LIVENESS_INTERVAL", 0.1)
+    monkeypatch.setattr(wakeup, "LIVENESS_TIMEOUT", 0.3)
+    woken = Signal("wake")
+    async with Proxy(dsn) as proxy, Listener(DatabaseSettings(dsn=proxy.dsn), woken.fire) as listener:
+        await woken.wait()
+        proxy.freeze()
+        await eventually(lambda: not listener.connected.is_set(), 2, "the dead link to be noticed")
+        proxy.thaw()
+        assert await woken.wait(2, timeout=12) == ["", ""]
+        notifier = Notifier(pool)
+        notifier.wake("mail")
+        assert (await woken.wait(3))[2:] == ["mail"]
+        await notifier.close()
+
+
+async def test_it_comes_back_as_quickly_the_tenth_time(dsn: str, db: asyncpg.Connection[asyncpg.Record]) -> None:
+    """Connections that worked before they ended do not add up to ever longer pauses."""
+    woken = Signal("wake")
+    async with Proxy(dsn) as proxy, Listener(DatabaseSettings(dsn=proxy.dsn), woken.fire):
+        for times in range(1, 11):
+            await woken.wait(times, timeout=2)
+            proxy.cut()
+
+
+async def test_while_there_is_no_database_the_pauses_grow(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def noted(seconds: float) -> None:
+        pauses.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(wakeup.asyncio, "sleep", noted)
+    nowhere = DatabaseSettings(dsn="postgresql://postgres@127.0.0.1:1/none", connect_timeout=1)
+    listener = Listener(nowhere, lambda queue: None)
+    task = asyncio.create_task(listener.run())
+    while len(pauses) < 8:
+        await sleep(0.01)
+    task.cancel()
+    assert not listener.connected.is_set()
+    assert pauses[0] < 0.5
+    assert 2.5 <= max(pauses) <= 7.5
+
+
+async def test_a_notifier_without_a_database_loses_hints_and_nothing_else(dsn: str) -> None:
+    async with Proxy(dsn) as proxy, Pool(DatabaseSettings(dsn=proxy.dsn)) as cut:
+        notifier = Notifier(cut)
+        proxy.cut()
+        notifier.wake("mail")
+        notifier.cancel(new_id())
+        await notifier.close()
+        proxy.freeze()
+        notifier.wake("mail")
+        begun = time.monotonic()
+        await notifier.close()
+        assert time.monotonic() - begun < 3
+
+
+async def test_workers_do_not_depend_on_hints(dsn: str, pool: Pool) -> None:
+    """F43: every notification is lost; a task starts within a poll."""
+    tasks = Registry()
+    desk = Desk(pool)
+
+    @tasks.task("t")
+    async def t() -> None: ...
+
+    async with Proxy(dsn) as proxy, running(proxy.dsn, tasks, poll_interval=0.5) as runner:
+        proxy.deaf = True
+        await runner._listener.connected.wait()
+        begun = time.monotonic()
+        await desk.final(await desk.one("t"))
+        assert time.monotonic() - begun < 0.5 + 0.5
+    await desk.notifier.close()
+
+
+async def test_workers_heed_hints(dsn: str, pool: Pool) -> None:
+    tasks = Registry()
+    desk = Desk(pool)
+
+    @tasks.task("t")
+    async def t() -> None: ...
+
+    async with running(dsn, tasks, poll_interval=60) as runner:
+        await runner._listener.connected.wait()
+        begun = time.monotonic()
+        for _ in range(5):
+            await desk.final(await desk.one("t"))
+        assert time.monotonic() - begun < 5
+    await desk.notifier.close()

@@ -328,6 +328,16 @@ async def test_an_expensive_scan_gets_a_small_share_of_the_time(pool: Pool) -> N
         await desk.gets(1, timeout=1)
 
 
+async def test_an_expensive_scan_is_still_worth_a_look_every_poll(pool: Pool) -> None:
+    tasks = Counting(pool)
+    async with claiming(pool, desk := Desk(), poll=0.3, tasks=tasks) as claimer:
+        tasks.slow = claimer._scan_cost = 0.1
+        await make_task(pool)
+        start = time.monotonic()
+        await desk.gets(1)
+        assert time.monotonic() - start < 0.3 + 0.1 + 0.5
+
+
 async def test_no_room_no_claim(pool: Pool) -> None:
     tasks = Counting(pool)
     await make_task(pool)

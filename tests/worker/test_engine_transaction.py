@@ -391,9 +391,8 @@ def _autocommit_psycopg(ctx: Context, dsn: str) -> None:
 
 
 def _autocommit_sqlalchemy(ctx: Context, dsn: str) -> None:
-    engine = sqlalchemy.create_engine(
-        dsn.replace("postgresql://", "postgresql+psycopg://", 1), isolation_level="AUTOCOMMIT"
-    )
+    url = dsn.replace("postgresql://", "postgresql+psycopg://", 1)
+    engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool)
     with engine.connect() as connection, ctx.transaction(connection):
         connection.execute(sqlalchemy.text(INSERT.format(ctx.task_id)))
 

@@ -16,13 +16,14 @@ from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
-from dhara.service import Service
+from dhara.service import Service, within
 from dhara.store.pool import DatabaseSettings, Executor, connect
 
 log = logging.getLogger(__name__)
 
-LIVENESS_INTERVAL = 10.0
-_LONGEST_PAUSE = 5.0
+# A half-open link is found within their sum.
+LIVENESS_INTERVAL, LIVENESS_TIMEOUT = 6.0, 5.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 
 def channel(schema: str, kind: str) -> str:
@@ -66,8 +67,7 @@ class Notifier:
     async def close(self) -> None:
         """Send what waits; afterwards nothing is under way."""
         if self._flusher is not None:
-            with suppress(asyncio.CancelledError, Exception):
-                await asyncio.wait_for(self._flusher, 2)
+            await asyncio.wait({self._flusher}, timeout=2)
 
 
 class Listener(Service):
@@ -92,18 +92,15 @@ class Listener(Service):
         self.connected = asyncio.Event()
 
     async def run(self) -> None:
-        pause = 0.1
+        pause = _FIRST_PAUSE
         while True:
             try:
                 await self._listen()
-                pause = 0.1
-            except asyncio.CancelledError:
-                raise
             except Exception as error:
                 log.debug("not listening for wake-ups, polling: %s", error)
-                pause = min(_LONGEST_PAUSE, pause * 2)
-            finally:
-                self.connected.clear()
+            # One that had been there comes back at once; the longer there has been none, the longer the pauses.
+            pause = _FIRST_PAUSE if self.connected.is_set() else min(_LONGEST_PAUSE, pause * 2)
+            self.connected.clear()
             await asyncio.sleep(pause * self._rng.uniform(0.5, 1.5))
 
     async def _listen(self) -> None:
@@ -117,10 +114,11 @@ class Listener(Service):
             self.connected.set()
             self._on_wake("")
             while not ended.is_set():
-                with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(ended.wait(), LIVENESS_INTERVAL)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LIVENESS_INTERVAL):
+                        await ended.wait()
                     return
-                # A half-open link gives no sign by itself; this finds it within the time-out.
-                await connection.fetchval("SELECT 1", timeout=5)
+                # A half-open link gives no sign by itself.
+                await within(LIVENESS_TIMEOUT, connection.fetchval("SELECT 1"))
         finally:
             connection.terminate()

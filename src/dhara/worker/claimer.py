@@ -6,8 +6,8 @@
     no own slot    -> a queue with slots of its own had more than those took: claim again when a slot is free
     nothing heard  -> after the poll interval, or when the next delayed task is due: scan, and claim if it found any
 
-The scan's share of the time is bounded: after one that took t, the next comes no sooner than 20 t (unless that is next
-to nothing and a hint asks for it), so that it costs little even where dead index entries make it slow.
+The scan's share of the time is bounded: after one that took t, the next comes no sooner than 20 t (or, when nothing
+could be claimed, the poll interval), so that it costs little even where dead index entries make it slow.
 """
 
 from __future__ import annotations
@@ -121,8 +121,9 @@ class Claimer(Service):
         if room <= 0:
             self._roomy.clear()
             if self._room() <= 0:
-                with suppress(asyncio.TimeoutError):  # room may also come without an attempt that ends
-                    await asyncio.wait_for(self._roomy.wait(), self._poll_interval)
+                with suppress(TimeoutError):  # room may also come without an attempt that ends
+                    async with asyncio.timeout(self._poll_interval):
+                        await self._roomy.wait()
             return
         woken, self._woken = self._woken, False
         self._news.clear()
@@ -171,7 +172,11 @@ class Claimer(Service):
         return self._clock() - self._last_scan
 
     def _may_scan(self, urgently: bool) -> bool:
-        return self._since_scan() >= SCAN_SHARE * self._scan_cost or (urgently and self._scan_cost < CHEAP_SCAN)
+        """Urgently: nothing could be claimed, so there may be new lanes. That is worth a look every poll, whatever it costs."""
+        since = self._since_scan()
+        if since >= SCAN_SHARE * self._scan_cost:
+            return True
+        return urgently and (self._scan_cost < CHEAP_SCAN or since >= 0.8 * self._poll_interval)
 
     async def _scan(self) -> bool:
         start = self._clock()
@@ -190,5 +195,6 @@ class Claimer(Service):
             self._woken = True
         if self._woken:
             return
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._news.wait(), seconds)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._news.wait()

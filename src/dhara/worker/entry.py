@@ -163,7 +163,7 @@ def load_registry(module: str, name: str = "tasks") -> Registry:
         raise ConfigError(f"cannot import module {module!r}: {error}; {hint}") from error
     except AttributeError as error:
         raise ConfigError(f"module {module!r} has no registry {name!r}; write MODULE:REGISTRY ({error})") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"importing module {module!r} failed: {type(error).__name__}: {error}") from error
     if not isinstance(found, Registry):
         raise ConfigError(f"{module}:{name} is no dhara Registry but {type(found).__name__}")
