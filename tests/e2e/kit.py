@@ -231,11 +231,11 @@ class Facts:
 
 
 def children(pid: int) -> list[int]:
-    """Live child processes, in no order."""
-    try:
-        found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
+    """Live child processes, whichever of its threads made them, in no order."""
+    found: list[int] = []
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            found += [int(child) for child in thread.read_text().split()]
     return [child for child in found if state(child) not in ("", "Z", "X")]
 
 

@@ -123,7 +123,7 @@ async def test_while_there_is_no_database_the_pauses_grow(dsn: str, monkeypatch:
         pauses.append(seconds)
         await sleep(0)
 
-    monkeypatch.setattr(wakeup.asyncio, "sleep", noted)
+    monkeypatch.setattr("dhara.store.wakeup.asyncio.sleep", noted)
     nowhere = DatabaseSettings(dsn="postgresql://postgres@127.0.0.1:1/none", connect_timeout=1)
     listener = Listener(nowhere, lambda queue: None)
     task = asyncio.create_task(listener.run())

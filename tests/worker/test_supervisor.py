@@ -54,7 +54,7 @@ class Watched(Supervisor):
 def signals(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """(pid, signal) of every signal sent."""
     sent: list[tuple[int, int]] = []
-    monkeypatch.setattr(supervisors.os, "kill", lambda pid, number: sent.append((pid, number)))
+    monkeypatch.setattr("dhara.worker.supervisor.os.kill", lambda pid, number: sent.append((pid, number)))
     return sent
 
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import subprocess
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Self
@@ -61,6 +62,8 @@ class Worker:
         self._processes = processes or self.settings.processes
         self._runner: Runner | None = None
         self._keeper: subprocess.Popen[bytes] | None = None
+        self._keeping = threading.Lock()
+        self._ended = False
         self._fd = -1
         self._watch = Every(_KEEPER_WATCH, self._watch_keeper, "watching the keeper")
         if not len(registry):
@@ -94,15 +97,17 @@ class Worker:
             await migrate.check(connection, settings.database.schema)
         finally:
             await connection.close()
+        self._ended = False
         self._fd = boards.share(1, self._concurrency)
         (board,) = boards.attach(self._fd, 1, self._concurrency)
-        runner = Runner(
-            self._registry, settings, worker=IdSource().new(), board=board, nursery=self._nursery(settings.database)
-        )
+        nursery = self._nursery(settings.database)
+        runner = Runner(self._registry, settings, worker=IdSource().new(), board=board, nursery=nursery)
         await self._watch.start()
         try:
             await runner.start()
         except BaseException:
+            if nursery is not None:
+                nursery.close()
             await self._end()
             raise
         self._runner = runner
@@ -121,9 +126,13 @@ class Worker:
         runner, self._runner = self._runner, None
         if runner is None:
             return
-        await runner.drain(grace)
-        await runner.stop()
-        await self._end()
+        try:
+            await runner.drain(grace)
+        finally:
+            try:
+                await runner.stop()
+            finally:
+                await self._end()
 
     async def _end(self) -> None:
         await self._watch.stop()
@@ -135,9 +144,16 @@ class Worker:
             return
         if self._keeper is not None:
             log.error("the keeper ended; starting another")
-        self._keeper = await asyncio.to_thread(start_keeper, self.settings, self._fd, 1, self._concurrency)
+        await asyncio.to_thread(self._start_keeper)
+
+    def _start_keeper(self) -> None:
+        with self._keeping:
+            if not self._ended:  # its caller may have been cancelled meanwhile
+                self._keeper = start_keeper(self.settings, self._fd, 1, self._concurrency)
 
     def _stop_keeper(self) -> None:
+        with self._keeping:
+            self._ended = True
         if self._keeper is not None:
             send(self._keeper, Leave())
             with suppress(OSError):
