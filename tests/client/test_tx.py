@@ -149,7 +149,7 @@ async def test_async_commit(kind: str, dsn: str, client: AsyncClient) -> None:
 
 @pytest.mark.parametrize("kind", ASYNC)
 async def test_async_rollback(kind: str, dsn: str, client: AsyncClient) -> None:
-    with pytest.raises(Rollback):  # noqa: PT012
+    with pytest.raises(Rollback):
         async with ASYNC[kind](dsn) as connection:
             await client.enqueue_tx(connection, "t")
             raise Rollback
@@ -162,7 +162,7 @@ async def test_async_conflict(kind: str, dsn: str, client: AsyncClient) -> None:
     async with ASYNC[kind](dsn) as connection:
         again = await client.enqueue_tx(connection, "t", {"n": 1}, idempotency_key="it's")
         assert (again.id, again.created) == (standing.id, False)
-    with pytest.raises(IdempotencyConflict) as caught:  # noqa: PT012
+    with pytest.raises(IdempotencyConflict) as caught:
         async with ASYNC[kind](dsn) as connection:
             items: list[dict[str, Any]] = [{"type": "u"}, {"type": "t", "payload": {"n": 2}, "idempotency_key": "it's"}]
             await client.enqueue_many_tx(connection, items)
@@ -184,7 +184,7 @@ def test_sync_commit(kind: str, dsn: str, sync_client: Client) -> None:
 
 @pytest.mark.parametrize("kind", SYNC)
 def test_sync_rollback(kind: str, dsn: str, sync_client: Client) -> None:
-    with pytest.raises(Rollback), SYNC[kind](dsn) as connection:  # noqa: PT012
+    with pytest.raises(Rollback), SYNC[kind](dsn) as connection:
         sync_client.enqueue_tx(connection, "t")
         raise Rollback
     assert sync_client.list().total == 0
@@ -272,7 +272,7 @@ def test_djangos_savepoints(dsn: str, sync_client: Client) -> None:
 
     with _django(dsn) as connection:
         sync_client.enqueue_tx(connection, "outer")
-        with pytest.raises(Rollback), transaction.atomic():  # noqa: PT012
+        with pytest.raises(Rollback), transaction.atomic():
             sync_client.enqueue_tx(connection, "inner")
             raise Rollback
     assert [task.type for task in sync_client.list().tasks] == ["outer"]

@@ -13,7 +13,6 @@ import pytest
 
 from dhara import ConfigError, Registry
 from dhara.settings import Settings
-from dhara.worker import supervisor as supervisors
 from dhara.worker.entry import RELEASE, load_registry
 from dhara.worker.keeper import Died
 from dhara.worker.supervisor import Supervisor, WorkerSpec, supervise

@@ -216,6 +216,7 @@ class Supervisor:
     def _keeper_ended(self) -> None:
         if not self._told or any(child.pid for child in self._children):
             log.error("the keeper ended; starting another")
+            hang_up(self._keeper)
             time.sleep(0.05)  # so that a keeper that cannot live does not take the machine with it
             self._start_keeper()
 
@@ -230,14 +231,7 @@ class Supervisor:
     def _stop_keeper(self) -> None:
         if self._keeper is None:
             return
-        send(self._keeper, Leave())
-        with suppress(OSError):
-            if self._keeper.stdin:
-                self._keeper.stdin.close()
-        try:
-            self._keeper.wait(10)
-        except subprocess.TimeoutExpired:
-            self._keeper.kill()
+        dismiss(self._keeper)
 
 
 def _signal(child: _Child, number: int) -> None:
@@ -285,6 +279,24 @@ def send(keeper: subprocess.Popen[bytes], message: Died | Leave) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def dismiss(keeper: subprocess.Popen[bytes]) -> None:
+    """Tell the keeper to leave, and see that it does."""
+    send(keeper, Leave())
+    hang_up(keeper)
+    try:
+        keeper.wait(10)
+    except subprocess.TimeoutExpired:
+        keeper.kill()
+        keeper.wait()
+
+
+def hang_up(keeper: subprocess.Popen[bytes] | None) -> None:
+    """Close our end of the keeper's input."""
+    if keeper is not None and keeper.stdin is not None:
+        with suppress(OSError):
+            keeper.stdin.close()
 
 
 def _write(stream: IO[bytes] | None, line: bytes) -> None:

@@ -19,11 +19,10 @@ from dhara.store import migrate
 from dhara.store.pool import DatabaseSettings, connect
 from dhara.worker import board as boards
 from dhara.worker import spawned
-from dhara.worker.keeper import Leave
 from dhara.worker.nursery import Nursery
 from dhara.worker.registry import Registry
 from dhara.worker.runner import Runner, RunnerSettings
-from dhara.worker.supervisor import WorkerSpec, send, start_keeper, supervise
+from dhara.worker.supervisor import WorkerSpec, dismiss, hang_up, start_keeper, supervise
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +143,7 @@ class Worker:
             return
         if self._keeper is not None:
             log.error("the keeper ended; starting another")
+            hang_up(self._keeper)
         await asyncio.to_thread(self._start_keeper)
 
     def _start_keeper(self) -> None:
@@ -155,13 +155,7 @@ class Worker:
         with self._keeping:
             self._ended = True
         if self._keeper is not None:
-            send(self._keeper, Leave())
-            with suppress(OSError):
-                assert self._keeper.stdin is not None
-                self._keeper.stdin.close()
-            try:
-                self._keeper.wait(10)
-            except subprocess.TimeoutExpired:
-                self._keeper.kill()
+            dismiss(self._keeper)
+            self._keeper = None
         with suppress(OSError):
             os.close(self._fd)
