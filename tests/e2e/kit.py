@@ -108,7 +108,7 @@ class Fleet:
         """Start `dhara worker MODULE ARGUMENTS`; `settings` by their names in lower case, such as `stale_after="3s"`."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("DHARA_") and k != "PYTEST_CURRENT_TEST"}
         environment |= PROFILE | {f"DHARA_{name.upper()}": value for name, value in settings.items()}
-        path = os.pathsep.join(p for p in [str(ROOT), *sys.path] if p)
+        path = os.pathsep.join([str(ROOT), *(os.path.abspath(p) for p in sys.path if p)])
         environment |= {"DHARA_DATABASE_URL": self.dsn, MARK: self.mark, "PYTHONPATH": path}
         log = self._folder / f"worker-{len(self.workers)}.log"
         with log.open("wb") as output:

@@ -21,7 +21,7 @@ async def test_runner_killed(fleet: Fleet, facts: Facts) -> None:
     """F1: 50 running tasks run again within two seconds; each is reaped once and completed once."""
     worker = fleet.start("--concurrency", "50")
     await facts.until("SELECT count(*) = 1 FROM dhara.workers WHERE beat_seq > 0")
-    await facts.enqueue("sleep", {"seconds": 3}, times=50)
+    await facts.enqueue("sleep", {"seconds": 2}, times=50)
     await facts.running(50)
     (runner,) = worker.runners
     at = await facts.now()

@@ -76,12 +76,17 @@ async def test_what_still_runs_is_given_back_at_the_end(dsn: str, desk: Desk) ->
 
 async def test_an_error_in_the_block_ends_it_in_order(dsn: str, desk: Desk) -> None:
     tasks, started = _registry()
-    with pytest.raises(ZeroDivisionError):
+    ids = []
+
+    async def work() -> None:
         async with Worker(dsn, tasks, **SETTINGS | {"shutdown_timeout": 0.1}):
-            id = await desk.one("long")
+            ids.append(await desk.one("long"))
             await started.wait()
-            _ = 1 / 0
-    assert (await desk.tasks.get(id)).status is State.PENDING
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await work()
+    assert (await desk.tasks.get(ids[0])).status is State.PENDING
     assert keepers() == []
 
 

@@ -20,7 +20,7 @@ WITH given AS (
         completed_at = CASE WHEN s.to_state <> 'PENDING' OR t.cancel_requested_at IS NOT NULL THEN clock_timestamp() END,
         updated_at = clock_timestamp(),
         failures = t.failures + s.failed, crashes = t.crashes + s.crashed,
-        snoozes = t.snoozes + (s.event = 'SNOOZED')::int::smallint,
+        snoozes = t.snoozes + (s.event = 'SNOOZED' AND t.cancel_requested_at IS NULL)::int::smallint,
         result = COALESCE(s.result::json, t.result),
         reason = CASE WHEN s.to_state <> 'COMPLETED' THEN COALESCE(s.reason, t.reason) END, fingerprint = s.fingerprint,
         last_error = COALESCE(s.last_error, t.last_error),
