@@ -491,6 +491,8 @@ class Catalogue(Struct, frozen=True):
 
 async def catalogue(connection: Any, schema: str = "dhara") -> Catalogue:
     """Read a migrated schema."""
+    # Names are shown whole: a role named like the schema (as the embedded server's is) has it in its path.
+    await connection.execute("SET search_path = pg_catalog")
     relations = []
     for oid, name, kind, comment in await connection.fetch(_RELATIONS, schema):
         relations.append(

@@ -27,8 +27,9 @@ async def test_one_effect_per_completed_task_under_kill_9(dsn: str, pool: Pool) 
     with engine(dsn, slots=10) as one, engine(dsn, slots=10) as other:
         # Enough budget for every death: the point is the effect, not the verdict.
         ids = []
+        await eventually(lambda: one.runners() and other.runners(), 30, "both workers to have started")
         end = time.monotonic() + SECONDS
-        while time.monotonic() < end:
+        while time.monotonic() < end or killed < 4:
             for kind in KINDS:
                 ids += await desk.enqueue(kind, n=5 if kind == "process.effect" else 25, max_retries=20)
             await asyncio.sleep(rng.uniform(0.1, 0.6))
