@@ -252,6 +252,7 @@ async def test_a_stale_attempt_completes_nobody_elses(dsn: str, desk: Desk, effe
         await desk.tasks.reap(one.id, beat_seq=None, claimed_before=0.0, reason="lost", base=0.001, cap=0.001)
         async with running(dsn, tasks):
             task = await desk.final(id)
+            await told.wait(2)
     assert told.values == [LeaseLost, None]
     assert (task.status, task.attempts) == (State.COMPLETED, 2)
     assert await count(effects, id) == 1

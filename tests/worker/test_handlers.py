@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import statistics
 import threading
 import time
 from typing import Any
@@ -97,6 +98,7 @@ async def test_failures_are_retried_with_stored_backoff_until_exhausted(dsn: str
         ids = await desk.enqueue("boom", times=8, max_retries=3)
         done = await desk.all_final(ids)
         attempts = [await desk.attempts(id) for id in ids]
+    late = []
     for task, tried in zip(done, attempts, strict=True):
         assert (task.status, task.reason, task.attempts, task.failures) == (State.DEAD, "exhausted", 4, 4)
         assert task.last_error == "ValueError: no luck"
@@ -107,8 +109,11 @@ async def test_failures_are_retried_with_stored_backoff_until_exhausted(dsn: str
             assert ended is not None
             waited = (tried[n + 1].started_at - ended).total_seconds()
             assert waited >= 0.5 * base - 0.01
-            # Precisely when due: what comes on top of the band is a look and a claim, not a poll interval.
-            assert waited <= 1.5 * base + 0.3
+            late.append(waited - 1.5 * base)
+    # Precisely when due: what comes on top of the band is a look and a claim, never a poll interval; on a busy machine
+    # a single one may be held up.
+    assert statistics.median(late) <= 0.05
+    assert max(late) <= 2
     first = [round((t[1].started_at - t[0].ended_at).total_seconds(), 2) for t in attempts if t[0].ended_at]
     assert len(set(first)) > 1, "no jitter"
 
