@@ -39,7 +39,9 @@ async def test_ghosts_are_released_although_a_claim_is_always_under_way(
             return found
 
         monkeypatch.setattr(runner.tasks, "claim", slow)
-        ids, ghosts, lost = [], [], 0.0
+        ids: list[Any] = []
+        ghosts: list[Any] = []
+        lost = 0.0
         while not ghosts:  # the claim whose answer is lost may have been one that found nothing
             cuts = proxy.cuts
             proxy.lose_reply("tasks/claim")
