@@ -19,6 +19,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet --qui
 LOCKED := $(PIP) install --require-hashes --no-deps --no-compile -r
 ITSELF := $(PIP) install --no-deps --no-build-isolation --no-compile --editable .
 
+# The suite starts hundreds of Python processes; where bytecode may not be kept, each compiles all that it imports, for
+# about two seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 CODE := $(wildcard src tests bench examples scripts)
 
 help: ## list these targets
