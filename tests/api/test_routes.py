@@ -314,6 +314,17 @@ async def one_row_an_attempt(client: httpx.AsyncClient, pool: Pool) -> None:
     assert "ended_at" not in attempts[2]
 
 
+@happy("GET", "/tasks/{id}/explain")
+async def why_it_is_not_running(client: httpx.AsyncClient, pool: Pool) -> None:
+    task = await created(client, delay=3_600)
+    await client.post("/api/v1/queues/default/pause")
+    found = (await client.get(f"/api/v1/tasks/{task['id']}/explain")).json()
+    assert (found["id"], found["status"], found["code"]) == (task["id"], "PENDING", "queue_paused")
+    assert found["facts"]["queue"] == "default"
+    assert [reason["code"] for reason in found["also"]] == ["no_worker", "delayed"]
+    assert found["also"][1]["facts"] == {"run_at": task["run_at"]}
+
+
 @happy("GET", "/tasks/{id}/wait")
 async def a_final_task_answers_at_once(client: httpx.AsyncClient, pool: Pool) -> None:
     task = await factories.make_task(pool, State.COMPLETED)
@@ -416,6 +427,29 @@ async def figures_add_up(client: httpx.AsyncClient, pool: Pool) -> None:
 
 
 # health, metrics, reference
+
+
+@happy("GET", "/audit")
+async def who_did_what(client: httpx.AsyncClient, pool: Pool) -> None:
+    task = await created(client)
+    await client.post("/api/v1/queues/q/pause")
+    await client.post("/api/v1/queues/q/pause")  # nothing more to change, nothing to record
+    await client.delete(f"/api/v1/tasks/{task['id']}", params={"reason": "no"})
+    await client.post("/api/v1/queues/q/resume")
+    found = (await client.get("/api/v1/audit")).json()
+    assert [(one["action"], one["target"], one["actor"]) for one in found["actions"]] == [
+        ("queue.resume", "q", "api"),
+        ("task.cancel", task["id"], "api"),
+        ("queue.pause", "q", "api"),
+    ]
+    assert "next_before" not in found
+    assert found["actions"][1]["before"] == {"status": "PENDING"}
+    assert found["actions"][1]["after"] == {"status": "CANCELED", "reason": "no"}
+    page = (await client.get("/api/v1/audit?limit=1&action=queue")).json()
+    assert [one["action"] for one in page["actions"]] == ["queue.resume"]
+    rest = (await client.get(f"/api/v1/audit?action=queue&before={page['next_before']}")).json()
+    assert [one["action"] for one in rest["actions"]] == ["queue.pause"]
+    assert (await client.get("/api/v1/audit?actor=nobody")).json() == {"actions": []}
 
 
 @happy("GET", "/livez")

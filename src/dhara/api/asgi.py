@@ -35,6 +35,7 @@ from dhara.api.routes import PROBE, TABLE, Route
 from dhara.api.waiters import Waiters
 from dhara.api.wire import query
 from dhara.settings import Settings
+from dhara.store.audit import Audit
 from dhara.store.pool import Pool
 from dhara.store.queues import Queues
 from dhara.store.search import Search
@@ -89,6 +90,7 @@ def create_app(
         settings=settings,
         pool=pool,
         tasks=tasks,
+        audit=Audit(pool, schema),
         queues=Queues(pool, schema),
         workers=Workers(pool, schema),
         search=Search(pool, schema),

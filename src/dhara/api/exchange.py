@@ -52,6 +52,12 @@ class Request:
         request_id: str = self.scope["dhara.request_id"]
         return request_id
 
+    @property
+    def actor(self) -> str:
+        """Who asks, for the audit log: the name of the key, as whoever checked it has noted it; else `api`."""
+        actor: str = self.scope.get("dhara.actor") or "api"
+        return actor
+
     def headers(self, name: bytes) -> tuple[bytes, ...]:
         """Every value of header `name` (lower case)."""
         return header_values(self.scope, name)

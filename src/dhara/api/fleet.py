@@ -22,8 +22,6 @@ from dhara.store.stats import by_status
 from dhara.telemetry.metrics import Family, Sample, family, single
 from dhara.telemetry.prometheus import CONTENT_TYPE, render
 
-PAUSED_BY = "api"
-
 log = logging.getLogger(__name__)
 
 
@@ -39,13 +37,13 @@ async def queue(request: Request) -> Reply:
 
 
 async def pause(request: Request) -> Reply:
-    await request.parts.queues.pause(_name(request), PAUSED_BY)
+    await request.parts.queues.pause(_name(request), request.actor)
     return await queue(request)
 
 
 async def resume(request: Request) -> Reply:
     name = _name(request)
-    await request.parts.queues.resume(name)
+    await request.parts.queues.resume(name, request.actor)
     if request.parts.notifier is not None:
         request.parts.notifier.wake(name)
     return await queue(request)

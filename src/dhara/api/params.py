@@ -142,6 +142,13 @@ TASKS = (
     *PAGE,
 )
 DEAD = (TYPE, QUEUE, TAG, AFTER, BEFORE, SEARCH, *PAGE)
+AUDIT = (
+    Param("actor", _text(100), "only what this one did", _sized(100)),
+    Param("action", _name, "only this action, or this kind of actions: task, queue, ...", _NAMED),
+    Param("target", _text(255), "only what was done to this task, queue, schedule or group", _sized(255)),
+    Param("before", _integer(1, 2**62), "next_before of the page before", {"type": "integer", "minimum": 1}),
+    Param("limit", _integer(*limits.LIST_LIMIT), "actions a page", _range(*limits.LIST_LIMIT, 50)),
+)
 WAIT = (Param("timeout", _seconds(0, MOST_WAIT), "seconds to wait at most", _range(0, MOST_WAIT, 30, "number")),)
 CANCEL = (
     Param("reason", _text(REASON_LENGTH), "kept in the task's history; default: an operator", _sized(REASON_LENGTH)),

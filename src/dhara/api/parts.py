@@ -13,6 +13,7 @@ from dhara.api.health import Health
 from dhara.api.ingest import Ingest, Wakes
 from dhara.api.waiters import Waiters
 from dhara.settings import Settings
+from dhara.store.audit import Audit
 from dhara.store.pool import Pool
 from dhara.store.queues import Queues
 from dhara.store.search import Search
@@ -28,6 +29,7 @@ class Parts(Struct, frozen=True, kw_only=True):
     settings: Settings
     pool: Pool
     tasks: Tasks
+    audit: Audit
     queues: Queues
     workers: Workers
     search: Search

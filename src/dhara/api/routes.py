@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from dhara.api import fleet, health, params, reference, shapes, tasks
+from dhara.api import audit, fleet, health, params, reference, shapes, tasks
 from dhara.api.exchange import Endpoint
 from dhara.api.wire import Param
 
@@ -150,6 +150,15 @@ TABLE: tuple[Route, ...] = (
     ),
     Route(
         method="GET",
+        path="/tasks/{id}/explain",
+        endpoint=tasks.explain,
+        summary="Why a task is not running, or what became of it",
+        tag="tasks",
+        answers={200: shapes.ExplainOut},
+        errors=("not_found", *DATABASE),
+    ),
+    Route(
+        method="GET",
         path="/tasks/{id}/wait",
         endpoint=tasks.wait,
         summary="Wait until a task is final (200), or until the time is over (202)",
@@ -222,6 +231,16 @@ TABLE: tuple[Route, ...] = (
         summary="Figures for a dashboard, at most a second old",
         tag="fleet",
         answers={200: shapes.StatsOut},
+        errors=DATABASE,
+    ),
+    Route(
+        method="GET",
+        path="/audit",
+        endpoint=audit.listing,
+        summary="Who did what, newest first",
+        tag="fleet",
+        query=params.AUDIT,
+        answers={200: shapes.ActionList},
         errors=DATABASE,
     ),
     Route(

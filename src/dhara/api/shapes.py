@@ -15,8 +15,10 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from dhara.domain import limits
+from dhara.domain.explain import Reason
 from dhara.domain.lifecycle import State
 from dhara.domain.task import Attempt, LogEntry, Task
+from dhara.store.audit import Action
 from dhara.store.queues import Queue
 from dhara.store.workers import RunningTask, WorkerRow
 
@@ -189,10 +191,45 @@ class AttemptOut(Struct, kw_only=True, omit_defaults=True):
     logs: Annotated[Any, Meta(description="What the handler logged.")] = None
 
 
+class ReasonOut(Struct):
+    """Why a task is where it is."""
+
+    code: Annotated[str, Meta(description="Stable; the table is in the documentation.")]
+    text: Annotated[str, Meta(description="A sentence for people.")]
+    facts: Annotated[dict[str, Any], Meta(description="What it follows from: times, counts, workers.")]
+
+
+class ExplainOut(ReasonOut, kw_only=True):
+    """Why a task is not running, or what became of it: the reason that matters most, and the others."""
+
+    id: UUID
+    status: State
+    also: list[ReasonOut]
+
+
 class AttemptList(Struct):
     """A task's executions, oldest first."""
 
     attempts: list[AttemptOut]
+
+
+class ActionOut(Struct, kw_only=True, omit_defaults=True):
+    """An action of an operator. `before` and `after` are what it changed."""
+
+    seq: int
+    at: Moment
+    actor: str
+    action: str
+    target: str
+    before: Any = None
+    after: Any = None
+
+
+class ActionList(Struct, kw_only=True, omit_defaults=True):
+    """Actions, newest first; `next_before` is the `before` of the next page."""
+
+    actions: list[ActionOut]
+    next_before: int | None = None
 
 
 class QueueOut(Struct, kw_only=True, omit_defaults=True):
@@ -352,6 +389,17 @@ def log_out(entry: LogEntry) -> LogOut:
 def attempt_out(attempt: Attempt) -> AttemptOut:
     values = {field: getattr(attempt, field) for field in AttemptOut.__struct_fields__}
     return AttemptOut(**values | {"error": raw(attempt.error), "logs": raw(attempt.logs)})
+
+
+def explain_out(id: UUID, status: State, reasons: list[Reason]) -> ExplainOut:
+    first, *rest = reasons
+    also = [ReasonOut(one.code, one.text, one.facts) for one in rest]
+    return ExplainOut(code=first.code, text=first.text, facts=first.facts, id=id, status=status, also=also)
+
+
+def action_out(action: Action) -> ActionOut:
+    values = {field: getattr(action, field) for field in ActionOut.__struct_fields__}
+    return ActionOut(**values | {"before": raw(action.before), "after": raw(action.after)})
 
 
 def queue_out(queue: Queue, rates: tuple[float, float] | None) -> QueueOut:

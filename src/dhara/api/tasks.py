@@ -15,10 +15,12 @@ from dhara.api.shapes import (
     TaskList,
     attempt_out,
     batched_out,
+    explain_out,
     log_out,
     task_out,
     task_row,
 )
+from dhara.domain.explain import explain as reasons_of
 from dhara.domain.lifecycle import FINAL, State
 from dhara.domain.task import Task
 from dhara.errors import WrongState
@@ -78,7 +80,7 @@ async def get(request: Request) -> Reply:
 async def cancel(request: Request) -> Reply:
     id = _id(request)
     reason = {"reason": request.query["reason"]} if "reason" in request.query else {}
-    canceling = await request.parts.tasks.request_cancel(id, **reason)
+    canceling = await request.parts.tasks.request_cancel(id, **reason, by=request.actor)
     if canceling.found in (State.COMPLETED, State.DEAD):
         raise WrongState(canceling.found.value, "only PENDING and RUNNING tasks can be canceled")
     if canceling.worker is not None and request.parts.notifier is not None:
@@ -92,7 +94,12 @@ async def retry(request: Request) -> Reply:
     change = await wire.change(request)
     parts = request.parts
     await parts.tasks.revive(
-        id, queue=change.queue, priority=change.priority, payload=change.payload, run_at=change.run_at
+        id,
+        queue=change.queue,
+        priority=change.priority,
+        payload=change.payload,
+        run_at=change.run_at,
+        by=request.actor,
     )
     task = await _task(request)
     if parts.notifier is not None and change.run_at is None:
@@ -107,6 +114,12 @@ async def logs(request: Request) -> Reply:
 async def attempts(request: Request) -> Reply:
     task = await _task(request)
     return json_reply(AttemptList([attempt_out(one) for one in await request.parts.tasks.attempts(task.id)]))
+
+
+async def explain(request: Request) -> Reply:
+    id = _id(request)
+    facts = await request.parts.tasks.facts(id)
+    return json_reply(explain_out(id, facts.status, reasons_of(facts, request.parts.settings.stale_after)))
 
 
 async def wait(request: Request) -> Reply:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -54,7 +55,16 @@ def client(settings: Settings, patience: float = 2.0) -> AsyncClient:
         patience=patience,
         pooler=settings.pooler,
         wakeups=settings.wakeups,
+        actor=actor(),
     )
+
+
+def actor() -> str:
+    """Who sits at this command line, for the audit log."""
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (KeyError, OSError):
+        return "cli"
 
 
 @asynccontextmanager

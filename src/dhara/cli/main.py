@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tasks": ("dhara.cli.tasks:tasks", "List, look at, cancel, retry and wait for tasks."),
     "queues": ("dhara.cli.queues:queues", "List, look at, pause and resume queues."),
     "workers": ("dhara.cli.queues:workers", "List live and lately lost workers."),
+    "actions": ("dhara.cli.actions:actions", "Who did what: the audit log."),
 }
 
 _HELP = """A distributed task queue on PostgreSQL.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -69,10 +68,10 @@ def get(console: Console, name: str) -> None:
 @click.pass_obj
 def pause(console: Console, name: str) -> None:
     """Stop claiming from a queue; what runs goes on."""
-    by = _user()
+    from dhara.cli.database import actor
 
     async def work(queues: Any) -> Any:
-        await queues.pause(_name(name), by)
+        await queues.pause(_name(name), actor())
         return await queues.get(name)
 
     _show(console, name, _on_queues(console, work))
@@ -83,9 +82,10 @@ def pause(console: Console, name: str) -> None:
 @click.pass_obj
 def resume(console: Console, name: str) -> None:
     """Start claiming from a queue again."""
+    from dhara.cli.database import actor
 
     async def work(queues: Any) -> Any:
-        await queues.resume(_name(name))
+        await queues.resume(_name(name), actor())
         return await queues.get(name)
 
     _show(console, name, _on_queues(console, work, wake=name))
@@ -97,12 +97,13 @@ def resume(console: Console, name: str) -> None:
 @click.pass_obj
 def retention(console: Console, name: str, duration: str) -> None:
     """Keep a queue's final tasks, DEAD ones too, for DURATION (30m, 7d), or as the settings say (default)."""
+    from dhara.cli.database import actor
     from dhara.cli.tasks import Span
 
     seconds = None if duration == "default" else Span().convert(duration, None, click.get_current_context())
 
     async def work(queues: Any) -> Any:
-        await queues.retain(_name(name), seconds)
+        await queues.retain(_name(name), seconds, actor())
         return await queues.get(name)
 
     _show(console, name, _on_queues(console, work))
@@ -192,10 +193,3 @@ def _name(name: str) -> str:
     if not limits.NAME.fullmatch(name):
         raise InvalidTask([("queue", limits.NAME_HINT)])
     return name
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "dhara queues pause"

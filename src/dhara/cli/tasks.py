@@ -335,6 +335,28 @@ def attempts(console: Console, id: str) -> None:
         console.print("it has not been tried yet")
 
 
+@tasks.command("explain", examples="dhara tasks explain 01890a5d-ac96-774b-bcce-b302099a8057")
+@click.argument("id")
+@click.pass_obj
+def explain(console: Console, id: str) -> None:
+    """Why a task is not running, or what became of it."""
+    from dhara.api.shapes import explain_out
+    from dhara.cli.database import with_pool
+    from dhara.cli.tables import clean
+    from dhara.client.asynchronous import known_id
+    from dhara.domain.explain import explain
+    from dhara.store.tasks import Tasks
+
+    known = known_id(id)
+    facts = with_pool(console, lambda pool: Tasks(pool, pool.settings.schema).facts(known))
+    reasons = explain(facts, console.settings().stale_after)
+    if console.json:
+        console.answer(explain_out(known, facts.status, reasons))
+        return
+    for reason in reasons:
+        console.print(f"{clean(reason.text)}  ({reason.code})")
+
+
 @tasks.command("wait", examples="dhara tasks wait 01890a5d-ac96-774b-bcce-b302099a8057 --timeout 5m")
 @click.argument("id")
 @click.option("--timeout", type=Span(), default="30s", show_default=True, help="How long to wait.")

@@ -59,8 +59,9 @@ class AsyncClient:
     `dsn` is postgresql://..., or the http(s)://... of a dhara server with one of its API keys as `token`. Times are seconds.
     `patience` is how long a call goes on trying when connections are lost. Enqueues are safe to repeat by nature: each
     task bears its id before it travels, and over HTTP an idempotency key. `middleware` stands around every enqueue
-    (`client/middleware.py`). On PostgreSQL only: `schema`, the pool's sizes, `wakeups`, and `pooler=True` behind a
-    transaction pooler such as PgBouncer. Raises `ConfigError` for what cannot be right.
+    (`client/middleware.py`). On PostgreSQL only: `schema`, the pool's sizes, `wakeups`, `pooler=True` behind a
+    transaction pooler such as PgBouncer, and `actor`, who the audit log says canceled or retried. Raises `ConfigError`
+    for what cannot be right.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class AsyncClient:
         wakeups: bool = True,
         token: str | None = None,
         middleware: Sequence[Middleware] = (),
+        actor: str = "library",
     ) -> None:
         self.schema = schema
         self._chain = Chain(middleware)
@@ -102,7 +104,7 @@ class AsyncClient:
             command_timeout=command_timeout,
             prepared=not pooler,
         )
-        self._backend = PostgresBackend(settings, wakeups=wakeups, patience=patience)
+        self._backend = PostgresBackend(settings, wakeups=wakeups, patience=patience, actor=actor)
 
     async def open(self) -> Self:
         """Connect. Raises `Unavailable` or `ConfigError`, one line each."""

@@ -68,13 +68,16 @@ class Backend(Protocol):
 class PostgresBackend:
     """Tasks in PostgreSQL, through a pool of its own. `patience`: seconds for which a lost connection is tried again."""
 
-    def __init__(self, settings: DatabaseSettings, *, wakeups: bool = True, patience: float = 10.0) -> None:
+    def __init__(
+        self, settings: DatabaseSettings, *, wakeups: bool = True, patience: float = 10.0, actor: str = "library"
+    ) -> None:
         self.pool = Pool(settings, "dhara client")
         self._tasks = Tasks(self.pool, settings.schema)
         self._search = Search(self.pool, settings.schema)
         self._notifier = Notifier(self.pool, settings.schema) if wakeups else None
         self.poller = Poller(self)
         self._patience = patience
+        self._actor = actor
         self._coalescer: Coalescer[NewTask, Enqueued] = Coalescer(self._write, most=CHUNK)
 
     async def open(self) -> None:
@@ -154,7 +157,7 @@ class PostgresBackend:
 
     async def cancel(self, id: UUID, reason: str) -> State:
         """Answers the state as it was found; canceling twice changes nothing more."""
-        answer = await self._read(lambda: self._tasks.request_cancel(id, reason))
+        answer = await self._read(lambda: self._tasks.request_cancel(id, reason, self._actor))
         if self._notifier is not None and answer.worker is not None:
             self._notifier.cancel(answer.worker)
         return answer.found
@@ -163,7 +166,7 @@ class PostgresBackend:
         self, id: UUID, queue: str | None, priority: int | None, payload: str | None, run_at: datetime | None
     ) -> None:
         with translated():
-            await self._tasks.revive(id, queue=queue, priority=priority, payload=payload, run_at=run_at)
+            await self._tasks.revive(id, queue=queue, priority=priority, payload=payload, run_at=run_at, by=self._actor)
         if self._notifier is not None:
             self._notifier.wake(queue or (await self.get(id)).queue)
 

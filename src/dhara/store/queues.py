@@ -59,13 +59,13 @@ class Queues:
         """Stop claiming from the queue."""
         await self.db.execute(self._sql("pause"), name, by)
 
-    async def resume(self, name: str) -> None:
+    async def resume(self, name: str, by: str = "library") -> None:
         """Start claiming from the queue again."""
-        await self.db.execute(self._sql("resume"), name)
+        await self.db.execute(self._sql("resume"), name, by)
 
-    async def retain(self, name: str, seconds: float | None) -> None:
+    async def retain(self, name: str, seconds: float | None, by: str = "library") -> None:
         """How long its final tasks are kept; None: as the fleet's setting says."""
-        await self.db.execute(self._sql("retain"), name, seconds)
+        await self.db.execute(self._sql("retain"), name, seconds, by)
 
 
 def _queue(row: object) -> Queue:

@@ -12,6 +12,7 @@ import asyncpg
 import msgspec
 from msgspec import Struct
 
+from dhara.domain.explain import Facts, Runner
 from dhara.domain.lifecycle import State
 from dhara.domain.settle import Settlement
 from dhara.domain.task import Attempt, Claim, Enqueued, LogEntry, NewTask, Task
@@ -209,9 +210,9 @@ class Tasks:
 
     # cancel, revive
 
-    async def request_cancel(self, id: UUID, reason: str = "canceled by an operator") -> Canceling:
+    async def request_cancel(self, id: UUID, reason: str = "canceled by an operator", by: str = "library") -> Canceling:
         """Cancel a PENDING task, mark a RUNNING one. Raises `NotFound`."""
-        row = await self.db.fetchrow(self._sql("request_cancel"), id, reason)
+        row = await self.db.fetchrow(self._sql("request_cancel"), id, reason, by)
         if row is None:
             raise NotFound(f"there is no task {id}")
         return Canceling(State(row[0]), row[1], row[2])
@@ -225,10 +226,11 @@ class Tasks:
         payload: str | None = None,
         run_at: datetime | None = None,
         reason: str = "revived by an operator",
+        by: str = "library",
     ) -> None:
         """DEAD -> PENDING, optionally changed. Raises `NotFound` or `WrongState`."""
         try:
-            row = await self.db.fetchrow(self._sql("revive"), id, queue, priority, payload, run_at, reason)
+            row = await self.db.fetchrow(self._sql("revive"), id, queue, priority, payload, run_at, reason, by)
         except asyncpg.UniqueViolationError:
             raise WrongState(State.DEAD, "another open task holds its unique key; wait for that one") from None
         if row is None:
@@ -295,6 +297,13 @@ class Tasks:
     async def attempts(self, id: UUID, most: int = 10_000) -> list[Attempt]:
         """A task's executions, oldest first."""
         return [Attempt(**row) for row in await self.db.fetch(self._sql("attempts"), id, most)]
+
+    async def facts(self, id: UUID, cap: int = 10_000) -> Facts:
+        """What explains where the task stands (`domain/explain.py`), by one bounded statement. Raises `NotFound`."""
+        row = await self.db.fetchrow(self._sql("explain"), id, cap)
+        if row is None:
+            raise NotFound(f"there is no task {id}")
+        return _facts(row, cap)
 
 
 def lock_order(task: NewTask) -> tuple[str, str, str]:
@@ -372,6 +381,24 @@ def _fresh(new: NewTask, created_at: datetime, run_at: datetime) -> Task:
         traceparent=new.traceparent,
         tags=new.tags,
     )
+
+
+def _facts(row: asyncpg.Record, cap: int) -> Facts:
+    values = {field: row[field] for field in Facts.__struct_fields__ if field in row}
+    values["status"] = State(values["status"])
+    values["ahead_capped"] = row["ahead"] >= cap
+    values["worker"] = _runner(row, row["locked_by"], "")
+    values["last_knowing"] = None if row["knowing"] else _runner(row, row["last_id"], "last_")
+    return Facts(**values)
+
+
+def _runner(row: asyncpg.Record, id: UUID | None, prefix: str) -> Runner | None:
+    beat_at = row[f"{prefix}beat_at"]
+    if id is None or beat_at is None:
+        return None
+    host, pid, state = (row[prefix + name] for name in ("host", "pid", "state"))
+    age = (row["now"] - beat_at).total_seconds()
+    return Runner(id=id, host=host, pid=pid, state=state, beat_age=max(0.0, age), beat_at=beat_at)
 
 
 _TASK_FIELDS = Task.__struct_fields__

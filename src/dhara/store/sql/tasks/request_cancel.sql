@@ -1,6 +1,6 @@
 -- Cancel: PENDING -> CANCELED at once; RUNNING gets the mark that its handler will see; final states stay.
 -- Answers the state as it was found, and the row as it is now.
--- $1 uuid id · $2 text reason
+-- $1 uuid id · $2 text reason · $3 text by whom
 WITH found AS (
     SELECT id, status, cancel_requested_at FROM dhara.tasks WHERE id = $1 FOR UPDATE
 ), changed AS (
@@ -19,6 +19,11 @@ WITH found AS (
     SELECT id, CASE status WHEN 'RUNNING' THEN lease END, CASE status WHEN 'RUNNING' THEN locked_by END, generation, attempts,
            CASE status WHEN 'CANCELED' THEN 'CANCELED' ELSE 'CANCEL_REQUESTED' END, $2
     FROM changed
+), audited AS (
+    INSERT INTO dhara.audit_log (actor, action, target, before, after)
+    SELECT $3, 'task.cancel', id::text, json_build_object('status', found.status),
+           json_build_object('status', changed.status, 'reason', $2::text)
+    FROM changed JOIN found USING (id)
 ), counted AS (
     INSERT INTO dhara.counters (n, queue, event, from_state, to_state)
     SELECT 1, queue, 'CANCELED', 'PENDING', 'CANCELED' FROM changed WHERE status = 'CANCELED'

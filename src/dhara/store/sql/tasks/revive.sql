@@ -1,8 +1,8 @@
 -- Revive: DEAD -> PENDING in a new generation with a fresh budget, optionally changed. Answers the state as it was found.
 -- $1 uuid id · $2 text queue · $3 smallint priority · $4 text payload (JSON) · $5 timestamptz run_at (each NULL: as it was, now)
--- $6 text reason
+-- $6 text reason · $7 text by whom
 WITH found AS (
-    SELECT id, status, queue FROM dhara.tasks WHERE id = $1 FOR UPDATE
+    SELECT id, status, queue, priority, generation, reason, fingerprint FROM dhara.tasks WHERE id = $1 FOR UPDATE
 ), revived AS (
     UPDATE dhara.tasks AS t
     SET status = 'PENDING', generation = t.generation + 1, failures = 0, crashes = 0, snoozes = 0,
@@ -15,10 +15,18 @@ WITH found AS (
         -- Open again, it keeps others out again; if another has taken the place, the unique index refuses.
         unique_slot = CASE WHEN t.unique_scope = 'period' THEN t.unique_slot ELSE t.unique_key END
     FROM found WHERE t.id = found.id AND found.status = 'DEAD'
-    RETURNING t.id, t.queue, found.queue AS old_queue, t.generation, t.attempts, t.run_at <= clock_timestamp() AS ready
+    RETURNING t.id, t.queue, found.queue AS old_queue, t.priority, t.generation, t.attempts, t.run_at <= clock_timestamp() AS ready
 ), logged AS (
     INSERT INTO dhara.task_history (task_id, generation, attempt, event, reason)
     SELECT id, generation, attempts, 'REVIVED', $6 FROM revived
+), audited AS (
+    INSERT INTO dhara.audit_log (actor, action, target, before, after)
+    SELECT $7, 'task.retry', id::text,
+           json_build_object('status', found.status, 'generation', found.generation, 'queue', found.queue,
+                             'priority', found.priority, 'reason', found.reason, 'fingerprint', found.fingerprint),
+           json_build_object('status', 'PENDING', 'generation', revived.generation, 'queue', revived.queue,
+                             'priority', revived.priority, 'payload_changed', $4::text IS NOT NULL)
+    FROM revived JOIN found USING (id)
 ), counted AS (
     INSERT INTO dhara.counters (n, queue, event, from_state, to_state)
     SELECT 1, queue, 'REVIVED', 'DEAD', 'PENDING' FROM revived WHERE queue = old_queue

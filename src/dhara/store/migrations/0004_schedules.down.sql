@@ -1,0 +1,2 @@
+DROP TABLE dhara.schedule_fires;
+DROP TABLE dhara.schedules;
