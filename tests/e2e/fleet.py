@@ -144,7 +144,7 @@ class Desk:
 
 async def violations(db: Any) -> dict[str, Any]:
     """Of the invariants that need nothing but the database."""
-    checks = {"i2": invariants.i2, "i3": invariants.i3, "i4": invariants.i4, "i5": invariants.i5}
+    checks: dict[str, Any] = {"i2": invariants.i2, "i3": invariants.i3, "i4": invariants.i4, "i5": invariants.i5}
     checks |= {"i6": invariants.i6, "i7": invariants.i7, "i8": invariants.i8, "i9": invariants.i9}
     found = {name: await check(db) for name, check in checks.items()}
     return {name: rows for name, rows in found.items() if rows}

@@ -66,7 +66,7 @@ async def test_invariants_see_what_is_wrong(db: Connection) -> None:
     assert {"I1", "I2", "counted states"} <= set(found)
     assert {row["task_id"] for row in found["I4"]} == {done.id, other.id}
     running = await make_task(db, "RUNNING")
-    assert [row["id"] for row in await invariants.i3(db)] == [running.id]
+    assert [row["task_id"] for row in await invariants.i3(db)] == [running.id]
     await db.execute(
         "INSERT INTO dhara.task_history (task_id, lease, generation, attempt, event)"
         " VALUES ($1, gen_random_uuid(), 1, 1, 'RETRIED')",

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "queues": ("dhara.cli.queues:queues", "List, look at, pause and resume queues."),
     "workers": ("dhara.cli.queues:workers", "List live and lately lost workers."),
     "actions": ("dhara.cli.actions:actions", "Who did what: the audit log."),
+    "audit": ("dhara.cli.audit:audit", "Check the invariants over all tasks and their whole history."),
 }
 
 _HELP = """A distributed task queue on PostgreSQL.
