@@ -5,12 +5,13 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help install demo test check lint types layers format lock docs bench clean
+.PHONY: help install demo test check lint types layers format lock docs bench bench-smoke clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 ARGS ?=
+ROWS ?=
 PORT ?=
 ONCE ?=
 
@@ -30,7 +31,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/bytecode
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 install: $(VENV)/.dev ## make .venv, with bin/dhara and all that the tests need
 
@@ -62,8 +63,11 @@ lock: ## resolve requirements/*.txt anew (ARGS=--keep: change no more than neede
 docs: $(VENV)/.dev ## write the reference pages from the code
 	@exec $(BIN)/python scripts/make_docs.py
 
-bench: $(VENV)/.dev ## throughput and latency on this machine
-	@PYTHONPATH=$(CURDIR) exec $(BIN)/python bench/engine.py $(ARGS)
+bench: $(VENV)/.dev ## every row of the bars on this machine (ROWS="P1 P4" ARGS="--runs 1")
+	@exec $(BIN)/python -m bench $(ROWS) $(ARGS)
+
+bench-smoke: $(VENV)/.dev ## a few rows, small, in under a minute; never fails
+	@timeout 90 $(BIN)/python -m bench --smoke || echo "==> the benchmarks did not come to their end; that fails nothing"
 
 clean: ## remove .venv, caches and build output; data in .dhara stays
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis

@@ -38,6 +38,8 @@ from dhara.store import migrate
 from dhara.telemetry import metrics
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # for bench
+speed = import_module("bench.report")
 SCRATCH = "dhara_docs_scratch"
 NOTICE = "<!-- Made by scripts/make_docs.py from {source}; change that, then run the script. -->\n"
 
@@ -561,21 +563,43 @@ REFERENCE = {
 }
 
 
+# The figures that are worth a place in README: row of the benchmarks -> its figures, first what is worth most.
+SHOWN = {
+    "P1": ("drain",),
+    "P2": ("2 processes",),
+    "P3": ("enqueue_many", "16 concurrent enqueue"),
+    "P4": ("64 connections", "64 connections, p99"),
+    "P5": ("tasks",),
+    "P6": ("p50", "p99"),
+    "P7": ("p50", "p99"),
+    "P10": ("finished against empty",),
+    "P11": ("list", "/metrics"),
+}
+
+
 def figures() -> str:
-    """What `bench/engine.py --save` has measured last, and on what; says so when nothing has been."""
-    file = ROOT / "bench" / "figures.json"
+    """What `make bench` has measured last, and on what; says so when nothing has been."""
+    file = ROOT / "docs" / "reports" / "speed" / "pg18.json"
     if not file.exists():
-        return (
-            "Not measured yet: `python bench/engine.py --save` on an idle machine, then `python scripts/make_docs.py`."
-        )
+        return "Not measured yet: `make bench` on an idle machine, then `make docs`."
     found = json.loads(file.read_text())
-    server = found["settings"]
+    machine = found["machine"]
+    server = machine["settings"]
     where = (
-        f"Medians of {found['runs']} runs of {found['tasks']:,} tasks on one machine of {found['cores']} cores, shared"
-        f" by PostgreSQL {server['server_version']}, server, worker and load; fsync {server['fsync']}, synchronous_commit"
+        f"Medians of {found['runs']} runs ({found['begun']}) on one machine of {machine['cores']} cores, shared by"
+        f" PostgreSQL {machine['postgresql']}, server, worker and load; fsync {server['fsync']}, synchronous_commit"
         f" {server['synchronous_commit']}, full history and metrics."
     )
-    return table(("work", "figure"), found["figures"].items()) + "\n\n" + where
+    rows = {row["id"]: row for row in found["rows"]}
+    lines = [(rows[id]["title"], _values(rows[id], names)) for id, names in SHOWN.items() if id in rows]
+    return table(("work", "figures"), lines) + "\n\n" + where
+
+
+def _values(row: dict[str, Any], names: Sequence[str]) -> str:
+    """Figures of a row in one cell."""
+    found = {figure["name"]: figure for figure in row["figures"]}
+    shown = [f"{name} {speed.shown(found[name]['value'], found[name]['unit'])}" for name in names if name in found]
+    return ", ".join(shown) or "not measured"
 
 
 BLOCKS = {"states": diagram, "figures": figures}

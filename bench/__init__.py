@@ -1,0 +1,1 @@
+"""What dhara does on this machine, row by row of the bars that it must reach: `make bench`."""
