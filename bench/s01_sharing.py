@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import ExitStack
 
 from bench.rows import Figure, Row
@@ -20,7 +21,7 @@ async def measure(world: World) -> dict[str, float]:
             for _ in range(workers):
                 stack.enter_context(world.worker(slots=25))
             while await _registered(world) < workers:
-                pass
+                await asyncio.sleep(0.1)
             await world.fill(count)
             await world.until_completed(count)
             stopped = await world.db.fetchval("SELECT clock_timestamp()")
