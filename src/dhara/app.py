@@ -16,10 +16,11 @@ from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 from dhara import __version__
-from dhara.api.asgi import create_app
-from dhara.api.auth import is_loopback
+from dhara.api.asgi import Api, create_app
+from dhara.api.auth import Auth, is_loopback
 from dhara.api.server import bind, serve
 from dhara.crew import Crew
+from dhara.dashboard import Principal, Visitor, site
 from dhara.errors import ConfigError
 from dhara.maintenance import Maintenance
 from dhara.maintenance.settings import MaintenanceSettings
@@ -38,6 +39,20 @@ def check_exposure(settings: Settings, *, open_is_fine: bool = False) -> None:
             f"HOST {settings.host} can be reached from other machines, and there are no API keys; set DHARA_API_KEYS,"
             " bind 127.0.0.1, or say --i-know-this-is-open"
         )
+
+
+class SettingsKeys:
+    """The keys of the settings, as the dashboard's door asks about them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._auth = Auth(settings)
+
+    async def open(self) -> bool:
+        return self._auth.open
+
+    async def principal(self, key: str) -> Principal | None:
+        known = not self._auth.open and self._auth.knows([b"Bearer " + key.encode()])
+        return Visitor("api key") if known else None
 
 
 class App:
@@ -121,13 +136,18 @@ class App:
             self.started.set()
 
         await serve(
-            create_app(pool=self.pool, settings=self.settings, notifier=notifier, version=__version__),
+            self._application(notifier),
             host=self.settings.host,
             port=self._port(),
             stop=self._stopping,
             on_started=started,
             grace=min(10.0, self.settings.shutdown_timeout),
         )
+
+    def _application(self, notifier: Notifier | None) -> Api:
+        """The API, and the dashboard at every path that is not the API's."""
+        pages = site(self.pool, SettingsKeys(self.settings), notifier, __version__)
+        return create_app(pool=self.pool, settings=self.settings, notifier=notifier, version=__version__, site=pages)
 
     def _port(self) -> int:
         """The port to bind; looked up as late as possible, since others look too."""

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from dhara.api.figures import READY_CAP, Figures, Snapshot, families, pending, totals
-from dhara.api.shared import Shared
+from dhara.api.figures import READY_CAP, Figures, Snapshot, families, pending
 from dhara.errors import Unavailable
 from dhara.store.pool import DatabaseSettings, Pool
 from dhara.store.queues import Queue
-from dhara.store.stats import Fleet, Flow, Histogram
+from dhara.store.shared import Shared
+from dhara.store.stats import Fleet, Flow, Histogram, totals
 from dhara.telemetry.metrics import (
     BUCKETS,
     BY_NAME,

@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import cast
+from typing import Protocol, cast
 
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Router
@@ -71,6 +71,8 @@ _SECURITY_LINES = b"".join([b"%b: %b\r\n" % header for header in SECURITY_HEADER
 _PROCESS = secrets.token_hex(6)
 _NUMBERS = itertools.count(1)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+# Below these every path is the API's, also one that does not exist.
+_API_PATHS = ("/api/", "/docs/")
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE"})
 
 
@@ -81,9 +83,10 @@ def create_app(
     notifier: Wakes | None = None,
     version: str = "0",
     routes: Sequence[BaseRoute] = (),
+    site: Site | None = None,
 ) -> Api:
-    """The HTTP API on an open `pool`. `notifier` wakes workers; `routes` are further ones, such as the dashboard's, which
-    pass the same edge. Starts nothing before its lifespan."""
+    """The HTTP API on an open `pool`. `notifier` wakes workers; `routes` are further ones, which pass the same edge; `site`
+    answers every path that is not the API's. Starts nothing before its lifespan."""
     schema = pool.settings.schema
     tasks, stats = Tasks(pool, schema), Stats(pool, schema)
     parts = Parts(
@@ -106,14 +109,22 @@ def create_app(
         lag=LoopLag(),
         document=document(TABLE, version, protected=bool(settings.api_keys)),
     )
-    return Api(parts, routes)
+    return Api(parts, routes, site)
+
+
+class Site(Protocol):
+    """An application beside the API, such as the dashboard, that asks for its own credentials."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+    def drain(self) -> None: ...
 
 
 class Api(Starlette):
     """A Starlette application whose only middleware is the edge."""
 
-    def __init__(self, parts: Parts, further: Sequence[BaseRoute] = ()) -> None:
+    def __init__(self, parts: Parts, further: Sequence[BaseRoute] = (), site: Site | None = None) -> None:
         self.parts = parts
+        self.site = site
         super().__init__(
             routes=[*(StarletteRoute(*one) for one in _methods(parts).items()), *further], lifespan=_lifespan
         )
@@ -121,11 +132,13 @@ class Api(Starlette):
         self.router.default = _nothing
 
     def build_middleware_stack(self) -> ASGIApp:
-        return Edge(self.router, self.parts)
+        return Edge(self.router, self.parts, self.site)
 
     def drain(self) -> None:
-        """Let long polls go, so that a stop need not wait for them."""
+        """Let long polls and streams go, so that a stop need not wait for them."""
         self.parts.waiters.close()
+        if self.site is not None:
+            self.site.drain()
 
 
 @asynccontextmanager
@@ -175,8 +188,9 @@ class Methods:
 class Edge:
     """What every request passes, whatever its route."""
 
-    def __init__(self, router: Router, parts: Parts) -> None:
+    def __init__(self, router: Router, parts: Parts, site: Site | None = None) -> None:
         self._router = router
+        self._site = site
         self._auth = parts.auth
         self._traffic = parts.traffic
         self._probes = frozenset(path for route in TABLE if route.scope == PROBE for path in route.paths)
@@ -193,8 +207,13 @@ class Edge:
         telemetry_log.request_id.set(request_id)
         outgoing = Outgoing(send, request_id, scope.get("dhara.reply"))
         try:
-            self._check(scope)
-            await self._fixed.get(scope["path"], self._router)(scope, receive, outgoing)
+            if self._site is not None and not self._is_api(scope["path"]):
+                scope["dhara.route"] = "dashboard"
+                self._check_address(scope)
+                await self._site(scope, receive, outgoing)
+            else:
+                self._check(scope)
+                await self._fixed.get(scope["path"], self._router)(scope, receive, outgoing)
         except ClientGone:
             log.debug("the client hung up before its answer")
         except Exception as error:
@@ -208,13 +227,19 @@ class Edge:
 
     def _check(self, scope: Scope) -> None:
         """Raise `Refused` for what no route should see."""
-        if len(scope.get("raw_path") or scope["path"]) + len(scope["query_string"]) > URL_BYTES:
-            raise Refused("url_too_long", f"the URL is longer than {URL_BYTES:,} bytes")
-        self._auth.check_host(scope)
+        self._check_address(scope)
         probed = self._auth.open or scope["path"] in self._probes
         if not probed and not self._auth.knows(header_values(scope, b"authorization")):
             raise unauthorized()
         self._auth.check_origin(scope)
+
+    def _is_api(self, path: str) -> bool:
+        return path.startswith(_API_PATHS) or path in self._fixed
+
+    def _check_address(self, scope: Scope) -> None:
+        if len(scope.get("raw_path") or scope["path"]) + len(scope["query_string"]) > URL_BYTES:
+            raise Refused("url_too_long", f"the URL is longer than {URL_BYTES:,} bytes")
+        self._auth.check_host(scope)
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         method = scope["method"] if scope["method"] in _METHODS else OTHER

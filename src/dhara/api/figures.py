@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from msgspec import Struct
 
-from dhara.api.shared import Shared
 from dhara.domain.lifecycle import State
 from dhara.store.pool import Pool
 from dhara.store.queues import Queue, Queues
-from dhara.store.stats import Fleet, Flow, Histogram, Stats, Unroutable, by_status
+from dhara.store.shared import Shared
+from dhara.store.stats import Fleet, Flow, Histogram, Stats, Unroutable, by_status, totals
 from dhara.telemetry.metrics import (
     BUCKETS,
     HISTOGRAMS,
@@ -93,29 +93,6 @@ class Figures:
                 queues=await Queues(connection, self._schema).list(),
                 unroutable=await stats.unroutable(),
             )
-
-
-def totals(flows: Iterable[Flow]) -> dict[str, int]:
-    """The life cycle's counters, by the names of their metrics."""
-    sums = dict.fromkeys(("enqueued", "completed", "attempt_failures", "retried", "dead", "canceled", "reaped"), 0)
-    for flow in flows:
-        for counter in _COUNTERS.get(flow.event, ()):
-            sums[counter] += flow.n
-        if flow.event == "DEAD" and flow.from_state == State.RUNNING:
-            sums["attempt_failures"] += flow.n
-    return sums
-
-
-_COUNTERS: Mapping[str, tuple[str, ...]] = {
-    "ENQUEUED": ("enqueued",),
-    "COMPLETED": ("completed",),
-    "RETRIED": ("retried", "attempt_failures"),
-    "REAPED": ("reaped", "attempt_failures"),
-    "REAPED_FINAL": ("reaped",),
-    "DEAD": ("dead",),
-    "EXPIRED": ("dead",),
-    "CANCELED": ("canceled",),
-}
 
 
 def pending(snapshot: Snapshot) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from dhara.api.exchange import Reply, Request, json_reply
-from dhara.api.figures import families, pending, totals
+from dhara.api.figures import families, pending
 from dhara.api.problems import not_found
 from dhara.api.shapes import (
     FleetOut,
@@ -18,7 +18,7 @@ from dhara.api.shapes import (
     worker_out,
 )
 from dhara.domain import limits
-from dhara.store.stats import by_status
+from dhara.store.stats import by_status, totals
 from dhara.telemetry.metrics import Family, Sample, family, single
 from dhara.telemetry.prometheus import CONTENT_TYPE, render
 

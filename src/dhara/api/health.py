@@ -7,10 +7,10 @@ import time
 
 from dhara.api.exchange import Reply, Request, json_reply
 from dhara.api.shapes import CheckOut, HealthOut
-from dhara.api.shared import Shared
 from dhara.errors import SchemaError
 from dhara.store import migrate
 from dhara.store.pool import Pool
+from dhara.store.shared import Shared
 from dhara.store.stats import Stats
 
 log = logging.getLogger(__name__)

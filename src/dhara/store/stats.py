@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 import asyncpg
@@ -128,3 +128,26 @@ def by_status(flows: Sequence[Flow]) -> dict[State, int]:
         counts[flow.to_state] += flow.n
         counts[flow.from_state] -= flow.n
     return {state: counts[state] for state in State}
+
+
+def totals(flows: Iterable[Flow]) -> dict[str, int]:
+    """The life cycle's counters, by the names of their metrics."""
+    sums = dict.fromkeys(("enqueued", "completed", "attempt_failures", "retried", "dead", "canceled", "reaped"), 0)
+    for flow in flows:
+        for counter in _COUNTERS.get(flow.event, ()):
+            sums[counter] += flow.n
+        if flow.event == "DEAD" and flow.from_state == State.RUNNING:
+            sums["attempt_failures"] += flow.n
+    return sums
+
+
+_COUNTERS: Mapping[str, tuple[str, ...]] = {
+    "ENQUEUED": ("enqueued",),
+    "COMPLETED": ("completed",),
+    "RETRIED": ("retried", "attempt_failures"),
+    "REAPED": ("reaped", "attempt_failures"),
+    "REAPED_FINAL": ("reaped",),
+    "DEAD": ("dead",),
+    "EXPIRED": ("dead",),
+    "CANCELED": ("canceled",),
+}

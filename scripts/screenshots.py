@@ -1,0 +1,180 @@
+"""The pictures of the dashboard in README and docs, taken by a headless chromium from a shop's tasks.
+
+    scripts/screenshots.py [--out docs/images] [--all FOLDER] [--serve] [--seconds 25]
+
+Starts a PostgreSQL of its own, a server and a worker for `examples.shop`, enqueues a morning's work, waits while it runs,
+and takes the pictures. `--all` takes every page, light and dark, wide and narrow, for looking at; `--serve` goes on
+serving instead. Needs chromium (Debian: apt-get install chromium) and make install.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import random
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from examples import shop  # noqa: E402
+
+from dhara import AsyncClient  # noqa: E402
+from dhara.app import App  # noqa: E402
+from dhara.embedded import EmbeddedPostgres, find_binaries  # noqa: E402
+from dhara.settings import Settings  # noqa: E402
+
+if TYPE_CHECKING:
+    from playwright.async_api import Browser
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--font-render-hinting=none",
+)
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
+PAGES = {
+    "overview": "/",
+    "tasks": "/tasks",
+    "dead-tasks": "/tasks?status=DEAD",
+    "no-match": "/tasks?q=nothing-like-this",
+    "queues": "/queues",
+    "workers": "/workers",
+    "task-dead": "{dead}",
+    "task-running": "{running}",
+    "task-done": "{done}",
+    "missing": "/no-such-page",
+}
+# What README and docs show: name -> (page, theme).
+SHOWN = {
+    "overview": ("overview", "light"),
+    "overview-dark": ("overview", "dark"),
+    "tasks": ("tasks", "light"),
+    "task": ("task-dead", "light"),
+}
+
+
+async def enqueue(dsn: str) -> None:
+    """A morning's work."""
+    rng = random.Random(7)
+    orders = [rng.randrange(10_000, 99_999) for _ in range(700)]
+    async with AsyncClient(dsn) as dhara:
+        await dhara.enqueue_many(
+            [
+                *(shop.capture_payment.s(order=order, cents=rng.randrange(500, 20_000)) for order in orders),
+                *(shop.send_email.s(to=f"customer{n}@example.org", subject="Your order") for n in range(900)),
+                *(shop.send_email.s(to="not an address", subject="Your order") for _ in range(4)),
+                *(shop.sync_stock.s(warehouse=f"w{n % 5}") for n in range(160)),
+                *(shop.resize_image.s(name=f"product-{n}.jpg", width=480) for n in range(120)),
+            ]
+        )
+        for month, seconds in (("2026-09", 240.0), ("2026-10", 300.0), ("2026-11", 20.0)):
+            await dhara.enqueue(shop.build_report.s(month=month, seconds=seconds), tags=["finance", "monthly"])
+        await dhara.enqueue("invoice.archive", {"year": 2025}, queue="reports")
+        for n in range(40):
+            await dhara.enqueue("campaign.push", {"n": n}, queue="marketing", delay=rng.randrange(600, 90_000))
+        for n in range(60):
+            await dhara.enqueue("newsletter.send", {"issue": n}, queue="newsletter")
+
+
+async def find(dsn: str) -> dict[str, str]:
+    """The paths of a dead, a running and a done task."""
+    from dhara.domain.lifecycle import State
+    from dhara.store.pool import DatabaseSettings, Pool
+    from dhara.store.search import Filter, Search
+
+    found = {}
+    async with Pool(DatabaseSettings(dsn=dsn)) as pool:
+        for name, state, type in (
+            ("dead", State.DEAD, "payment.capture"),
+            ("running", State.RUNNING, "report.build"),
+            ("done", State.COMPLETED, "report.build"),
+        ):
+            page = await Search(pool).page(Filter(status=(state,), type=type), limit=1)
+            found[name] = f"/tasks/{page.tasks[0].id}" if page.tasks else "/"
+    return found
+
+
+async def picture(browser: Browser, address: str, file: Path, *, theme: str, size: Any, whole: bool) -> None:
+    page = await browser.new_page(viewport=size, color_scheme=theme, device_scale_factor=1)  # type: ignore[arg-type]
+    page.on("console", lambda message: print(f"{file.name}: {message.type}: {message.text}"))
+    await page.goto(address, wait_until="load")
+    await page.wait_for_timeout(1_300)
+    await page.screenshot(path=str(file), full_page=whole)
+    await page.close()
+
+
+async def take(address: str, paths: dict[str, str], args: argparse.Namespace) -> None:
+    from playwright.async_api import async_playwright
+
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        where = {name: address + path.format(**paths) for name, path in PAGES.items()}
+        if args.all:
+            args.all.mkdir(parents=True, exist_ok=True)
+            for name, url in where.items():
+                if args.only and name not in args.only:
+                    continue
+                await picture(browser, url, args.all / f"{name}.png", theme="light", size=WIDE, whole=True)
+                await picture(browser, url, args.all / f"{name}-dark.png", theme="dark", size=WIDE, whole=True)
+                await picture(browser, url, args.all / f"{name}-360.png", theme="light", size=NARROW, whole=True)
+        else:
+            args.out.mkdir(parents=True, exist_ok=True)
+            for name, (page, theme) in SHOWN.items():
+                await picture(browser, where[page], args.out / f"{name}.png", theme=theme, size=WIDE, whole=False)
+        await browser.close()
+
+
+async def main(args: argparse.Namespace, dsn: str) -> None:
+    logging.basicConfig(level=logging.WARNING)
+    started: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    settings = Settings(database_url=dsn, port=args.port, log_level="error", worker_count=12)
+    environ = os.environ | {"DHARA_DATABASE_URL": dsn, "DHARA_LOG_LEVEL": "critical", "PYTHONPATH": str(ROOT)}
+    app = App(
+        settings,
+        worker=["examples.shop", "--concurrency", "12"],
+        environ={**environ, "DHARA_LOG_LEVEL": "error"},
+        any_port=True,
+        on_started=lambda host, port: started.set_result(f"http://{host}:{port}"),
+    )
+    serving = asyncio.create_task(app.run())
+    address = await started
+    await enqueue(dsn)
+    print(f"serving at {address}", flush=True)
+    if args.serve:
+        await serving
+        return
+    await asyncio.sleep(args.seconds)
+    await take(address, await find(dsn), args)
+    app.stop()
+    await serving
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images")
+    parser.add_argument("--all", type=Path)
+    parser.add_argument("--only", action="append")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=25)
+    parser.add_argument("--serve", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="dhara-pictures-") as folder:
+        Path(folder).chmod(0o711)
+        postgres = EmbeddedPostgres(Path(folder) / "postgres", binaries=find_binaries())
+        try:
+            asyncio.run(main(arguments, postgres.start()))
+        finally:
+            postgres.stop()

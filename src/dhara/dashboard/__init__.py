@@ -1,0 +1,38 @@
+"""The operator's pages: see everything, understand any task, mend what failed.
+
+Reads statistics and searches, acts through the same store methods as the API, adds nothing to the hot path. `dhara
+server` serves it at `/`; `app` mounts it in any ASGI application.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+from dhara.dashboard.desk import desk_on
+from dhara.dashboard.door import Authorize, Door, Keys, NoKeys, Principal, Visitor
+from dhara.dashboard.site import Site
+from dhara.store.pool import DatabaseSettings, Pool
+from dhara.store.wakeup import Notifier
+
+__all__ = ["Authorize", "Principal", "Site", "Visitor", "app", "site"]
+
+
+def site(pool: Pool, keys: Keys, notifier: Notifier | None, version: str) -> Site:
+    """The dashboard as the server serves it, beside its API."""
+    return Site(desk_on(pool, notifier), Door(keys), version=version, api=True)
+
+
+def app(database: str | Pool, *, schema: str = "dhara", authorize: Authorize | None = None) -> Site:
+    """The dashboard for your own application: `Mount("/dhara", dhara.dashboard.app(dsn, authorize=...))`.
+
+    `database` is a DSN (the pool opens with the first page; `await site.aclose()` closes it) or your own open pool.
+    `authorize` takes the request and answers who it is (`Visitor(name, scopes)`) or None for nobody. Without it nobody
+    but this machine's own browser may enter.
+    """
+    own = None if isinstance(database, Pool) else Pool(DatabaseSettings(dsn=database, schema=schema), "dashboard")
+    pool = own or database
+    assert isinstance(pool, Pool)
+    desk = desk_on(pool, Notifier(pool, pool.settings.schema))
+    return Site(
+        desk, Door(NoKeys(), authorize=authorize, loopback_only=True), version=metadata.version("dhara"), own=own
+    )

@@ -1,0 +1,231 @@
+"""Who enters: sessions made by signing in with an API key, and the two locks on every form.
+
+A session lives in this process: its cookie is a random name that says nothing, so that a stolen database dump or cookie
+jar holds no key. The key is asked about again with every request, so that a revoked one closes its sessions. A form is
+taken only from a page of the same origin (what the browser itself says) that bears the session's token.
+Without keys the dashboard is open on loopback; the composition root refuses other addresses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import secrets
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from msgspec import Struct
+from starlette.requests import Request
+
+from dhara.dashboard.visit import Refusal
+
+READ, PAYLOAD, OPERATE, ADMIN = "read", "read:payload", "operate", "admin"
+ALL_SCOPES = frozenset({READ, PAYLOAD, "enqueue", OPERATE, "metrics", ADMIN})
+
+IDLE_SECONDS = 30 * 60.0
+LONGEST_SECONDS = 12 * 3_600.0
+MOST_SESSIONS = 10_000
+MOST_FAILURES, FAILURE_WINDOW = 10, 60.0
+SESSION, TOKEN = "dhara-session", "dhara-form"
+SAFE = frozenset({"GET", "HEAD"})
+
+
+class Principal(Protocol):
+    """Whom a request acts for."""
+
+    @property
+    def name(self) -> str: ...
+    def may(self, scope: str) -> bool: ...
+    def sees(self, queue: str) -> bool: ...
+
+
+class Visitor(Struct, frozen=True):
+    """A principal by name and scopes, for all queues."""
+
+    name: str
+    scopes: frozenset[str] = ALL_SCOPES
+
+    def may(self, scope: str) -> bool:
+        return scope in self.scopes
+
+    def sees(self, queue: str) -> bool:
+        return True
+
+
+class Keys(Protocol):
+    """What the door asks about API keys."""
+
+    async def open(self) -> bool:
+        """No key is set: whoever reaches the server may use it."""
+
+    async def principal(self, key: str) -> Principal | None:
+        """Whom this key stands for; None: nobody (any longer)."""
+
+
+class NoKeys:
+    """There are none."""
+
+    async def open(self) -> bool:
+        return True
+
+    async def principal(self, key: str) -> Principal | None:
+        return None
+
+
+Authorize = Callable[[Request], Awaitable[Principal | None]]
+
+
+class Session(Struct):
+    """Someone signed in. Times are monotonic seconds."""
+
+    key: str
+    token: str
+    since: float
+    seen: float
+
+
+class Door:
+    """Says who a request is from. `authorize` replaces keys and sessions by the host application's own sign-in."""
+
+    def __init__(
+        self,
+        keys: Keys,
+        *,
+        authorize: Authorize | None = None,
+        loopback_only: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._keys = keys
+        self._authorize = authorize
+        self._loopback_only = loopback_only
+        self._clock = clock
+        self._sessions: dict[bytes, Session] = {}
+        self._failures: dict[str, deque[float]] = {}
+
+    @property
+    def signs_in(self) -> bool:
+        """Whether people sign in here, rather than with the host application."""
+        return self._authorize is None
+
+    async def visitor(self, request: Request) -> tuple[Principal | None, str]:
+        """Who it is, and the token that this visitor's forms bear; None: nobody who may enter."""
+        cookie = request.cookies.get(_named(TOKEN, request), "")
+        if self._authorize is not None:
+            return await self._authorize(request), cookie
+        session = self._session(request)
+        if session is not None:
+            return await self._keys.principal(session.key), session.token
+        if await self._keys.open() and (not self._loopback_only or _from_loopback(request)):
+            return Visitor("anonymous"), cookie
+        return None, cookie
+
+    async def sign_in(self, request: Request, key: str) -> str | None:
+        """A new session's cookie for a key that is known; the old session ends. None: it is not known.
+
+        Raises `Refusal` after too many failures from one address.
+        """
+        source = request.client.host if request.client else ""
+        failures = self._failures.setdefault(source, deque(maxlen=MOST_FAILURES))
+        now = self._clock()
+        if len(failures) == MOST_FAILURES and now - failures[0] < FAILURE_WINDOW:
+            raise Refusal(429, "Too many attempts", "Too many wrong keys came from your address; wait a minute.")
+        principal = await self._keys.principal(key)
+        if principal is None:
+            failures.append(now)
+            self._forget_sources()
+            return None
+        self.sign_out(request)
+        name = secrets.token_urlsafe(32)
+        self._tidy(now)
+        self._sessions[_hash(name)] = Session(key, secrets.token_urlsafe(24), now, now)
+        return name
+
+    def sign_out(self, request: Request) -> None:
+        """End the request's session, if it has one."""
+        self._sessions.pop(_hash(request.cookies.get(_named(SESSION, request), "")), None)
+
+    def check_form(self, request: Request, expected: str, given: str) -> None:
+        """Raise `Refusal` unless a form comes from a page of this origin and bears the token."""
+        site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+        same = site == "same-origin" if site is not None else _host_of(origin) == request.headers.get("host")
+        if not same:
+            raise Refusal(403, "Refused", "Forms that other sites make a browser send are refused.")
+        if not expected or not hmac.compare_digest(expected.encode(), given.encode()):
+            raise Refusal(403, "This page is out of date", "Go back, reload it, and try again: its form has expired.")
+
+    def _session(self, request: Request) -> Session | None:
+        name = request.cookies.get(_named(SESSION, request))
+        if not name:
+            return None
+        session = self._sessions.get(_hash(name))
+        now = self._clock()
+        if session is None or now - session.seen > IDLE_SECONDS or now - session.since > LONGEST_SECONDS:
+            self._sessions.pop(_hash(name), None)
+            return None
+        # A page that refreshes itself is nobody's presence.
+        if "hx-request" not in request.headers:
+            session.seen = now
+        return session
+
+    def _tidy(self, now: float) -> None:
+        ended = [name for name, session in self._sessions.items() if now - session.seen > IDLE_SECONDS]
+        for name in ended or list(self._sessions)[: max(0, len(self._sessions) - MOST_SESSIONS + 1)]:
+            del self._sessions[name]
+
+    def _forget_sources(self) -> None:
+        if len(self._failures) > MOST_SESSIONS:
+            self._failures.pop(next(iter(self._failures)))
+
+
+def cookie(request: Request, name: str, value: str, *, seconds: int | None = None) -> str:
+    """A Set-Cookie line: for this host alone, out of scripts' reach, never sent along from other sites."""
+    parts = [f"{_named(name, request)}={value}", "Path=/", "HttpOnly", "SameSite=Strict"]
+    if seconds is not None:
+        parts.append(f"Max-Age={seconds}")
+    if _is_secure(request):
+        parts.append("Secure")
+    return "; ".join(parts)
+
+
+def new_token() -> str:
+    """The token of a visitor without a session, kept in a cookie."""
+    return secrets.token_urlsafe(24)
+
+
+def _named(name: str, request: Request) -> str:
+    # The prefix makes browsers insist on Secure and Path=/; over plain http they would throw the cookie away.
+    return f"__Host-{name}" if _is_secure(request) else name
+
+
+def _is_secure(request: Request) -> bool:
+    return request.url.scheme == "https"
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
+
+
+def _from_loopback(request: Request) -> bool:
+    """From this machine, and for it by name: a rebound DNS name must not pass."""
+    client = request.client.host if request.client else ""
+    return _is_loopback(client) and _is_loopback(request.url.hostname or "")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _host_of(origin: str | None) -> str | None:
+    try:
+        return urlsplit(origin or "").netloc or None
+    except ValueError:
+        return None

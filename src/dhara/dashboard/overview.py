@@ -1,0 +1,106 @@
+"""The first page: what is running, what is wrong, and whether it gets better."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from msgspec import Struct
+from starlette.responses import Response
+
+from dhara.dashboard.pulse import Rates, Snapshot
+from dhara.dashboard.visit import Visit, link
+from dhara.dashboard.words import count, duration
+from dhara.store.queues import Queue
+
+# Ready tasks that have waited for so long deserve a look.
+WAITING_SECONDS = 300.0
+MOST_STRIPS = 50
+
+
+class Notice(Struct, frozen=True):
+    """Something that needs attention: what, why it matters or what to do, and where. `level`: bad or warn."""
+
+    level: str
+    text: str
+    hint: str
+    path: str
+
+
+class Strip(Struct, frozen=True):
+    """A queue in one line. `drains_in` is seconds, None: unknown; `grows`: more comes in than goes out."""
+
+    queue: Queue
+    rate_in: float | None
+    rate_out: float | None
+    drains_in: float | None
+    grows: bool
+
+
+async def show(visit: Visit) -> Response:
+    snapshot = await visit.desk.pulse.snapshot()
+    queues = [queue for queue in snapshot.queues if visit.principal and visit.principal.sees(queue.name)]
+    return visit.page(
+        "overview.html",
+        now=snapshot.now(),
+        snapshot=snapshot,
+        notices=list(attention(snapshot, queues)),
+        strips=strips(queues, snapshot.rates)[:MOST_STRIPS],
+        most_strips=MOST_STRIPS,
+        drains=forecast(snapshot),
+        oldest=max((queue.oldest_ready_age or 0.0 for queue in queues), default=0.0),
+    )
+
+
+def strips(queues: list[Queue], rates: Rates | None) -> list[Strip]:
+    """Queues with work first, the most of it on top."""
+    ordered = sorted(queues, key=lambda queue: (-(queue.ready + queue.running), -queue.depth, queue.name))
+    return [strip(queue, rates) for queue in ordered]
+
+
+def strip(queue: Queue, rates: Rates | None) -> Strip:
+    rate_in, rate_out = rates.queues.get(queue.name, (None, None)) if rates else (None, None)
+    if rate_in is None or rate_out is None or not queue.ready:
+        return Strip(queue, rate_in, rate_out, None, False)
+    net = rate_out - rate_in
+    return Strip(queue, rate_in, rate_out, queue.ready / net if net > 0 else None, net < 0)
+
+
+def forecast(snapshot: Snapshot) -> tuple[float | None, bool]:
+    """Seconds until the ready tasks are done at the rates of the last minute, if they shrink; and whether they grow."""
+    if snapshot.rates is None or not snapshot.ready:
+        return None, False
+    net = snapshot.rates.completed - snapshot.rates.enqueued
+    return (snapshot.ready / net if net > 0 else None), net < 0
+
+
+def attention(snapshot: Snapshot, queues: list[Queue]) -> Iterator[Notice]:
+    """What somebody should look at, the worst first."""
+    if not snapshot.fleet.workers and snapshot.ready:
+        yield Notice(
+            "bad",
+            f"No worker is alive, and {count(snapshot.ready)} tasks are ready",
+            "start one: dhara worker MODULE",
+            "/workers",
+        )
+    for found in snapshot.unroutable[:5] if snapshot.fleet.workers else ():
+        yield Notice(
+            "bad",
+            f"{count(found.count)} ready in {found.queue}, and no live worker knows {found.type}",
+            "start a worker whose registry has this type",
+            link("/tasks", {"type": found.type, "queue": found.queue, "due": "ready"}),
+        )
+    for queue in queues:
+        if queue.paused_at is not None and queue.ready:
+            yield Notice(
+                "warn",
+                f"{queue.name} is paused, with {count(queue.ready, queue.ready_capped)} ready",
+                f"paused by {queue.paused_by or 'somebody'}; resume it under Queues",
+                f"/queues#queue-{queue.name}",
+            )
+        elif (queue.oldest_ready_age or 0) > WAITING_SECONDS:
+            yield Notice(
+                "warn",
+                f"The oldest ready task of {queue.name} waits for {duration(queue.oldest_ready_age)}",
+                "more slots, or find what holds them",
+                link("/tasks", {"queue": queue.name, "due": "ready"}),
+            )

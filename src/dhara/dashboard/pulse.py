@@ -1,0 +1,119 @@
+"""The fleet's figures as the pages show them: taken from the database at most once a second, however many look.
+
+Rates come from what was seen within the last minute, so that they cost no query; the first look of a process has none.
+Ages are told by the database's clock, carried on by this process's monotonic one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+
+from msgspec import Struct
+
+from dhara.domain.lifecycle import State
+from dhara.store.pool import Pool
+from dhara.store.queues import Queue, Queues
+from dhara.store.shared import Shared
+from dhara.store.stats import Fleet, Flow, Stats, Unroutable, by_status, totals
+
+KEEP = 1.0
+PATIENCE = 5.0
+READY_CAP = 10_000
+WINDOW = 60.0
+_SAMPLES = 120
+
+
+class Rates(Struct, frozen=True):
+    """Tasks a second over the last minute."""
+
+    enqueued: float
+    completed: float
+    failed: float
+    queues: dict[str, tuple[float, float]]
+
+
+class Snapshot(Struct, frozen=True, kw_only=True):
+    """What the database said in one moment. `ready` and `delayed` are at least that many once they reach `READY_CAP`."""
+
+    at: datetime
+    taken: float
+    flows: list[Flow]
+    states: dict[State, int]
+    totals: dict[str, int]
+    ready: int
+    delayed: int
+    fleet: Fleet
+    queues: list[Queue]
+    unroutable: list[Unroutable]
+    rates: Rates | None
+
+    def now(self) -> datetime:
+        """The database's time by now."""
+        return self.at + timedelta(seconds=time.monotonic() - self.taken)
+
+
+class Pulse:
+    """Takes snapshots and remembers what rates need."""
+
+    def __init__(self, pool: Pool, schema: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._pool = pool
+        self._schema = schema
+        self._clock = clock
+        self._shared = Shared(self._take, KEEP)
+        self._seen: deque[tuple[float, dict[str, int], dict[str, tuple[int, int]]]] = deque(maxlen=_SAMPLES)
+
+    async def snapshot(self) -> Snapshot:
+        """The latest figures. Raises `Unavailable` and what the database says."""
+        return await self._shared.get(PATIENCE)
+
+    def forget(self) -> None:
+        """Something has been changed: the next look is a new one."""
+        self._shared = Shared(self._take, KEEP)
+
+    async def _take(self) -> Snapshot:
+        async with self._pool.acquire() as connection:
+            stats = Stats(connection, self._schema)
+            clock = await stats.clock()
+            flows = await stats.flows()
+            ready, delayed = await stats.ready(READY_CAP)
+            queues = await Queues(connection, self._schema).list()
+            fleet, unroutable = await stats.fleet(), await stats.unroutable()
+        sums = totals(flows)
+        return Snapshot(
+            at=clock.now,
+            taken=time.monotonic(),
+            flows=flows,
+            states={state: max(0, n) for state, n in by_status(flows).items()},
+            totals=sums,
+            ready=ready,
+            delayed=delayed,
+            fleet=fleet,
+            queues=queues,
+            unroutable=unroutable,
+            rates=self._rates(sums, queues),
+        )
+
+    def _rates(self, sums: dict[str, int], queues: Sequence[Queue]) -> Rates | None:
+        now = self._clock()
+        while self._seen and self._seen[0][0] < now - WINDOW:
+            self._seen.popleft()
+        by_queue = {queue.name: (queue.enqueued, queue.completed) for queue in queues}
+        self._seen.append((now, sums, by_queue))
+        then, before, before_queues = self._seen[0]
+        seconds = now - then
+        if seconds < 1:
+            return None
+
+        def rate(name: str) -> float:
+            return (sums[name] - before[name]) / seconds
+
+        def queue_rate(name: str) -> tuple[float, float]:
+            was, is_ = before_queues.get(name, (0, 0)), by_queue[name]
+            return (is_[0] - was[0]) / seconds, (is_[1] - was[1]) / seconds
+
+        return Rates(
+            rate("enqueued"), rate("completed"), rate("attempt_failures"), {name: queue_rate(name) for name in by_queue}
+        )

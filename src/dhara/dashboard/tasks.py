@@ -1,0 +1,109 @@
+"""The list of tasks: facets and search in the URL, pages by keyset."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from msgspec import Struct
+from starlette.responses import Response
+
+from dhara.dashboard.visit import Visit
+from dhara.domain import limits
+from dhara.domain.lifecycle import State
+from dhara.domain.validate import text_problem
+from dhara.store.search import Filter
+
+PAGE = 50
+SEARCH_LENGTH = 200
+
+
+class Wanted(Struct, frozen=True):
+    """What the query of a list asks for: the filter, and what of the query could not be understood."""
+
+    filter: Filter
+    problems: tuple[str, ...]
+
+
+async def show(visit: Visit) -> Response:
+    snapshot = await visit.desk.pulse.snapshot()
+    asked = wanted(visit)
+    after, problem = _after(visit.one("after"))
+    problems = [*asked.problems, *([problem] if problem else [])]
+    page = None if problems else await visit.desk.search.page(asked.filter, limit=PAGE, after=after)
+    workers = await visit.desk.workers.recent(0)
+    return visit.page(
+        "tasks.html",
+        now=snapshot.now(),
+        snapshot=snapshot,
+        page=page,
+        problems=problems,
+        query=query_of(asked.filter),
+        asked=asked.filter,
+        states=list(State),
+        first=after is None,
+        types=sorted({type for worker in workers for type in worker.types} | _shown_types(page)),
+        queues=[queue.name for queue in snapshot.queues],
+    )
+
+
+def _shown_types(page: Any) -> set[str]:
+    return {task.type for task in page.tasks} if page else set()
+
+
+def wanted(visit: Visit, get: Any = None) -> Wanted:
+    """The filter in the query (or in a form that carries one); what makes no sense is a problem, not an error."""
+    one, many = (get.field, get.fields) if get is not None else (visit.one, visit.many)
+    problems: list[str] = []
+    states = []
+    for text in dict.fromkeys(many("status")):
+        if text in State.__members__:
+            states.append(State(text))
+        else:
+            problems.append(f"status {text!r} is none of {', '.join(State)}")
+    fields: dict[str, Any] = {"status": tuple(states)}
+    for name in ("type", "queue"):
+        if text := one(name):
+            if limits.NAME.fullmatch(text):
+                fields[name] = text
+            else:
+                problems.append(f"{name} {text!r} is not a name: {limits.NAME_HINT}")
+    for name, most in (("tag", limits.TAG_LENGTH), ("q", SEARCH_LENGTH)):
+        if text := one(name):
+            if len(text) <= most and text.isprintable() and text_problem(text) is None:
+                fields[name] = text
+            else:
+                problems.append(f"{name} must be at most {most} characters, all printable")
+    if text := one("worker"):
+        try:
+            fields["worker"] = UUID(text)
+        except ValueError:
+            problems.append(f"worker {text!r} is not an id")
+    if one("due") in ("ready", "delayed"):
+        fields["due"] = one("due")
+    if one("retrying") == "true":
+        fields["retrying"] = True
+    return Wanted(Filter(**fields), tuple(problems))
+
+
+def query_of(asked: Filter) -> dict[str, Any]:
+    """The query that `wanted` makes the same filter of."""
+    return {
+        "status": [state.value for state in asked.status],
+        "type": asked.type,
+        "queue": asked.queue,
+        "tag": asked.tag,
+        "worker": str(asked.worker) if asked.worker else None,
+        "due": asked.due,
+        "retrying": "true" if asked.retrying else None,
+        "q": asked.q,
+    }
+
+
+def _after(text: str) -> tuple[UUID | None, str | None]:
+    if not text:
+        return None, None
+    try:
+        return UUID(text), None
+    except ValueError:
+        return None, "the address of this page of the list is damaged; begin with the first one"

@@ -1,0 +1,31 @@
+"""Workers: live and lately lost, with what they run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+from dhara.dashboard.visit import Visit
+
+SHOWN_SECONDS = 900.0
+MOST_RUNNING = 500
+STILL_SECONDS = 15.0
+
+
+async def show(visit: Visit) -> Response:
+    snapshot = await visit.desk.pulse.snapshot()
+    found = await visit.desk.workers.recent(SHOWN_SECONDS)
+    running: dict[Any, list[Any]] = {}
+    for task in await visit.desk.workers.running([worker.id for worker in found], MOST_RUNNING):
+        if visit.principal and visit.principal.sees(task.queue):
+            running.setdefault(task.worker, []).append(task)
+    return visit.page(
+        "workers.html",
+        now=snapshot.now(),
+        workers=found,
+        running=running,
+        slots={worker.id: msgspec.json.decode(worker.queues) for worker in found},
+        still=STILL_SECONDS,
+    )

@@ -1,0 +1,97 @@
+"""The dashboard in this process, on a fresh database, and a browser-like client that keeps cookies."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from dhara.api.asgi import Api, create_app
+from dhara.dashboard import Site, Visitor
+from dhara.dashboard.desk import desk_on
+from dhara.dashboard.door import Door, Keys, NoKeys, Principal
+from dhara.settings import Settings
+from dhara.store.pool import Pool
+
+HERE = "http://127.0.0.1:8080"
+FORM = {"origin": HERE}
+READER, OPERATOR, ADMIN = "a-reader's-key", "an-operator's-key", "an-admin's-key"
+
+
+class FewKeys:
+    """Three keys, each with its scopes; `revoked` are no longer known."""
+
+    def __init__(self) -> None:
+        self.revoked: set[str] = set()
+        self.known = {
+            READER: Visitor("reader", frozenset({"read"})),
+            OPERATOR: Visitor("operator", frozenset({"read", "read:payload", "operate"})),
+            ADMIN: Visitor("admin"),
+        }
+
+    async def open(self) -> bool:
+        return False
+
+    async def principal(self, key: str) -> Principal | None:
+        return None if key in self.revoked else self.known.get(key)
+
+
+class Wakes:
+    """A notifier that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.woken: list[str] = []
+        self.canceled: list[Any] = []
+
+    def wake(self, queue: str) -> None:
+        self.woken.append(queue)
+
+    def cancel(self, worker: Any) -> None:
+        self.canceled.append(worker)
+
+
+def served(pool: Pool, keys: Keys, notifier: Wakes | None = None, **door: Any) -> Api:
+    """API and dashboard, as the server composes them."""
+    site = Site(desk_on(pool, notifier), Door(keys, **door), version="1.2.3", api=True)
+    return create_app(pool=pool, settings=Settings(), site=site)
+
+
+def browser(app: Any, **options: Any) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url=HERE, follow_redirects=True, **options)
+
+
+@pytest.fixture
+def wakes() -> Wakes:
+    return Wakes()
+
+
+@pytest.fixture
+def keys() -> FewKeys:
+    return FewKeys()
+
+
+@pytest.fixture
+async def visitor(pool: Pool, wakes: Wakes) -> AsyncIterator[httpx.AsyncClient]:
+    """Somebody on this machine, without keys."""
+    async with browser(served(pool, NoKeys(), wakes)) as opened:
+        yield opened
+
+
+async def token(client: httpx.AsyncClient, path: str = "/sign-in") -> str:
+    """The token of a page's forms."""
+    found = re.search(r'name="token" value="([^"]+)"', (await client.get(path)).text)
+    assert found
+    return found[1]
+
+
+async def send(client: httpx.AsyncClient, path: str, page: str = "/", **fields: Any) -> httpx.Response:
+    """A form of `page`, sent as a browser would."""
+    return await client.post(path, data={"token": await token(client, page), **fields}, headers=FORM)
+
+
+async def sign_in(client: httpx.AsyncClient, key: str) -> httpx.Response:
+    return await send(client, "/sign-in", "/sign-in", key=key)

@@ -1,0 +1,174 @@
+"""Who enters the dashboard, and which forms are taken."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from dhara.dashboard import Visitor, app, door
+from dhara.dashboard.door import Door, NoKeys, Principal
+from dhara.dashboard.site import NOBODY, PAGES
+from dhara.store.pool import Pool
+from tests.dashboard.conftest import FORM, OPERATOR, READER, FewKeys, browser, send, served, sign_in, token
+from tests.factories import make_task
+
+ID = "01890a5d-ac96-774b-bcce-b302099a8057"
+
+
+def _path(path: str) -> str:
+    return path.replace("{id}", ID).replace("{name}", "default").replace("{digest}", "0" * 32)
+
+
+async def test_every_page_denies_by_default(pool: Pool, keys: FewKeys) -> None:
+    # S6: whatever the table gains later is called here without credentials.
+    async with browser(served(pool, keys)) as client:
+        client.follow_redirects = False
+        for page in PAGES:
+            answer = await client.request(page.method, _path(page.path), headers=FORM)
+            if page.scope == NOBODY:
+                assert answer.status_code in (200, 303, 403, 415), page
+            else:
+                assert answer.status_code == 303 and answer.headers["location"].startswith("/sign-in"), page
+        assert (await client.get("/live")).status_code == 401
+        assert (await client.get("/tasks", headers={"hx-request": "true"})).status_code == 401
+
+
+async def test_a_reader_sees_no_buttons_and_may_do_nothing(pool: Pool, keys: FewKeys) -> None:
+    task = await make_task(pool, "DEAD", payload='{"secret": "canary"}')
+    async with browser(served(pool, keys)) as client:
+        assert "Sign out" in (await sign_in(client, READER)).text
+        for path in ("/", "/tasks", f"/tasks/{task.id}", "/queues", "/workers"):
+            text = (await client.get(path)).text
+            forms = [form for form in text.split("<form")[1:] if 'method="post"' in form.partition(">")[0]]
+            assert len(forms) == 1 and "/sign-out" in forms[0], path
+            assert "canary" not in text
+        for page in PAGES:
+            if page.scope not in (NOBODY, "read"):
+                answer = (
+                    await send(client, _path(page.path))
+                    if page.method == "POST"
+                    else await client.get(_path(page.path))
+                )
+                assert answer.status_code == 403, page
+    async with browser(served(pool, keys)) as client:
+        await sign_in(client, OPERATOR)
+        text = (await client.get(f"/tasks/{task.id}")).text
+        assert "canary" in text and f"/tasks/{task.id}/retry" in text
+
+
+async def test_session_ends_with_its_key_by_idling_and_by_signing_out(pool: Pool, keys: FewKeys) -> None:
+    clock = [0.0]
+    async with browser(served(pool, keys, clock=lambda: clock[0])) as client:
+        answer = await client.post("/sign-in", data={"token": await token(client), "key": OPERATOR}, headers=FORM)
+        first = client.cookies["dhara-session"]
+        set_cookie = answer.history[0].headers["set-cookie"]
+        assert "HttpOnly" in set_cookie and "SameSite=Strict" in set_cookie and "Path=/" in set_cookie
+        assert OPERATOR not in set_cookie
+        # Signing in again makes a new name, and the old one is worth nothing.
+        await send(client, "/sign-in", "/", key=OPERATOR)
+        assert client.cookies["dhara-session"] != first
+        async with browser(served(pool, keys), cookies={"dhara-session": first}) as thief:
+            assert (await thief.get("/")).url.path == "/sign-in"
+
+        clock[0] += 29 * 60
+        assert (await client.get("/")).url.path == "/"
+        # What refreshes itself keeps nobody signed in.
+        clock[0] += 29 * 60
+        assert (await client.get("/", headers={"hx-request": "true"})).status_code == 200
+        clock[0] += 2 * 60
+        assert (await client.get("/")).url.path == "/sign-in"
+
+        await sign_in(client, OPERATOR)
+        await send(client, "/sign-out")
+        assert (await client.get("/")).url.path == "/sign-in"
+        await sign_in(client, OPERATOR)
+        keys.revoked.add(OPERATOR)
+        assert (await client.get("/")).url.path == "/sign-in"
+
+
+async def test_over_https_cookies_are_for_this_host_alone(pool: Pool, keys: FewKeys) -> None:
+    async with browser(served(pool, keys)) as client:
+        client.base_url = httpx.URL("https://127.0.0.1:8080")
+        data = {"token": await token(client), "key": READER}
+        answer = await client.post("/sign-in", data=data, headers={"origin": "https://127.0.0.1:8080"})
+        set_cookie = answer.history[0].headers["set-cookie"]
+        assert set_cookie.startswith("__Host-dhara-session=") and set_cookie.endswith("; Secure")
+
+
+async def test_guessing_keys_is_slowed_down(pool: Pool, keys: FewKeys) -> None:
+    async with browser(served(pool, keys)) as client:
+        given = {"token": await token(client), "key": "wrong"}
+        answers = [(await client.post("/sign-in", data=given, headers=FORM)).status_code for _ in range(11)]
+        assert answers == [401] * 10 + [429]
+        assert (await client.post("/sign-in", data=given | {"key": READER}, headers=FORM)).status_code == 429
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"origin": "http://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://127.0.0.1:8080", "sec-fetch-site": "cross-site"},
+        {"origin": "http://127.0.0.1:8080", "sec-fetch-site": "same-site"},
+    ],
+)
+async def test_forms_of_other_sites_are_refused(
+    pool: Pool, visitor: httpx.AsyncClient, headers: dict[str, str]
+) -> None:
+    await make_task(pool)
+    right = {"token": await token(visitor, "/queues")}
+    answer = await visitor.post("/queues/default/pause", data=right, headers=headers)
+    assert answer.status_code == 403
+
+
+async def test_forms_need_their_token(pool: Pool, visitor: httpx.AsyncClient) -> None:
+    await make_task(pool)
+    right = await token(visitor, "/queues")
+    for wrong in ("", "x", right + "x", right[:-1]):
+        answer = await visitor.post("/queues/default/pause", data={"token": wrong}, headers=FORM)
+        assert answer.status_code == 403
+    assert "Pause" in (await visitor.get("/queues")).text
+    assert "Resume" in (await visitor.post("/queues/default/pause", data={"token": right}, headers=FORM)).text
+    # Another browser's token is not this one's.
+    async with browser(served(pool, NoKeys())) as other:
+        await other.get("/queues")
+        assert (await other.post("/queues/default/resume", data={"token": right}, headers=FORM)).status_code == 403
+
+
+async def test_foreign_hosts_are_refused(visitor: httpx.AsyncClient) -> None:
+    assert (await visitor.get("/", headers={"host": "evil.example"})).status_code == 421
+
+
+async def test_mounted_without_authorize_only_this_machine_enters(pool: Pool) -> None:
+    site = app(pool)
+    for client, host, enters in (
+        ("127.0.0.1", "localhost:8000", True),
+        ("::1", "127.0.0.1", True),
+        ("10.1.2.3", "localhost", False),
+        ("127.0.0.1", "rebound.example", False),
+    ):
+        transport = httpx.ASGITransport(app=site, client=(client, 5))
+        async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as opened:
+            assert (await opened.get("/")).status_code == (200 if enters else 303), (client, host)
+
+
+async def test_the_host_application_may_say_who_it_is(pool: Pool) -> None:
+    async def authorize(request: object) -> Principal | None:
+        name = request.headers.get("x-user")  # type: ignore[attr-defined]
+        return Visitor(name, frozenset({"read"})) if name else None
+
+    site = app(pool, authorize=authorize)
+    async with browser(site) as client:
+        assert (await client.get("/")).status_code == 403
+        page = await client.get("/", headers={"x-user": "ann"})
+        assert page.status_code == 200 and "read-only" in page.text and "Sign out" not in page.text
+
+
+def test_sessions_are_bounded(keys: FewKeys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "MOST_SESSIONS", 20)
+    made = Door(keys)
+    for n in range(25):
+        made._tidy(0.0)
+        made._sessions[str(n).encode()] = door.Session("", "", 0.0, 0.0)
+    assert len(made._sessions) == 20

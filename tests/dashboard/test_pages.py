@@ -1,0 +1,187 @@
+"""What pages show and do, without a browser."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import json
+import re
+
+import httpx
+import pytest
+
+from dhara.dashboard import app
+from dhara.domain.lifecycle import State
+from dhara.store.pool import DatabaseSettings, Pool
+from dhara.store.tasks import Tasks
+from tests.dashboard.conftest import Wakes, browser, send
+from tests.factories import make_task, make_worker
+
+PATHS = ("/", "/tasks", "/queues", "/workers")
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_empty_pages_say_what_to_do(visitor: httpx.AsyncClient, path: str) -> None:
+    answer = await visitor.get(path)
+    assert answer.status_code == 200
+    assert 'class="empty"' in answer.text
+    assert "dhara " in answer.text.partition('class="empty"')[2]
+
+
+async def test_every_answer_has_the_strict_headers(visitor: httpx.AsyncClient) -> None:
+    for path in (*PATHS, "/nothing", "/tasks/nothing", "/static/0/dashboard.css"):
+        answer = await visitor.get(path)
+        assert answer.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'; style-src")
+        assert "unsafe" not in answer.headers["content-security-policy"]
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+    assert (await visitor.get("/nothing")).status_code == 404
+    assert (await visitor.delete("/queues")).status_code == 405
+
+
+async def test_what_the_api_does_not_answer_is_the_dashboards_and_the_api_stays_its_own(
+    visitor: httpx.AsyncClient,
+) -> None:
+    assert (await visitor.get("/api/v1/nothing")).headers["content-type"] == "application/problem+json"
+    assert (await visitor.get("/livez")).json()["status"] == "ok"
+    assert "text/html" in (await visitor.get("/nothing")).headers["content-type"]
+
+
+async def test_static_files_are_kept_by_their_hash(visitor: httpx.AsyncClient) -> None:
+    page = (await visitor.get("/")).text
+    address = page.partition('rel="stylesheet" href="')[2].partition('"')[0]
+    assert "immutable" in (await visitor.get(address)).headers["cache-control"]
+    assert (await visitor.get("/static/000000000000/dashboard.css")).headers["cache-control"] == "no-cache"
+    for wrong in ("/static/0/nothing.css", "/static/0/../templates/base.html", "/static/0/vendor/manifest.json"):
+        assert (await visitor.get(wrong)).status_code == 404
+
+
+async def test_filters_stand_in_the_url_and_follow_each_page(pool: Pool, visitor: httpx.AsyncClient) -> None:
+    for n in range(55):
+        await make_task(pool, type="mail.send", queue="mail", tags=("red",) if n % 2 else ())
+    await make_task(pool, "DEAD", type="other", queue="mail")
+    page = (await visitor.get("/tasks?queue=mail&type=mail.send&status=PENDING")).text
+    assert "55 match" in page and page.count("data-row") == 50
+    older = html.unescape(page.partition('rel="next" href="')[2].partition('"')[0])
+    assert "queue=mail" in older and "type=mail.send" in older and "status=PENDING" in older
+    assert (await visitor.get(older)).text.count("data-row") == 5
+    assert (await visitor.get("/tasks?tag=red")).text.count("data-row") == 27
+    assert "No task matches" in (await visitor.get("/tasks?q=nothing")).text
+
+
+@pytest.mark.parametrize(
+    "query", ["status=dead", "queue=No+Name", "worker=x", "after=x", "q=" + "x" * 300, "tag=%00", "type=%3Cscript%3E"]
+)
+async def test_a_query_that_makes_no_sense_is_told(visitor: httpx.AsyncClient, query: str) -> None:
+    answer = await visitor.get("/tasks?" + query)
+    assert answer.status_code == 200
+    assert 'role="alert"' in answer.text
+    assert "<script>" not in answer.text
+
+
+async def test_a_dead_task_says_why_and_is_retried_with_changes(
+    pool: Pool, visitor: httpx.AsyncClient, wakes: Wakes
+) -> None:
+    task = await make_task(pool, "DEAD", failures=1, max_retries=1, payload='{"n": 12345678901234567890.10}')
+    path = f"/tasks/{task.id}"
+    page = (await visitor.get(path)).text
+    assert "boom" in page and "12345678901234567890.10" in page and "REVIVED" not in page
+    assert (await send(visitor, path + "/retry", path, priority="101")).status_code == 422
+    assert (await send(visitor, path + "/retry", path, payload="{")).status_code == 422
+    changed = await send(visitor, path + "/retry", path, queue="other", priority="7", payload='{"n": 1}')
+    assert "Sent back to PENDING" in changed.text and "revived by anonymous" in changed.text
+    now = await Tasks(pool).get(task.id)
+    assert (now.status, now.queue, now.priority, now.payload) == (State.PENDING, "other", 7, '{"n": 1}')
+    assert wakes.woken == ["other"]
+    again = await send(visitor, path + "/cancel", path)
+    assert "Canceled." in again.text and (await Tasks(pool).get(task.id)).status is State.CANCELED
+    # The button is gone; whoever sends its form anyway is told.
+    assert "only DEAD tasks can be revived" in (await send(visitor, path + "/retry", "/queues")).text
+
+
+async def test_cancel_of_a_running_task_asks_its_worker(pool: Pool, visitor: httpx.AsyncClient, wakes: Wakes) -> None:
+    worker = await make_worker(pool)
+    task = await make_task(pool, "RUNNING", worker=worker)
+    page = await send(visitor, f"/tasks/{task.id}/cancel", f"/tasks/{task.id}")
+    assert "asked to stop" in page.text and wakes.canceled == [worker]
+
+
+async def test_pause_and_resume(pool: Pool, visitor: httpx.AsyncClient, wakes: Wakes) -> None:
+    await make_task(pool, queue="mail")
+    assert "PAUSED" in (await send(visitor, "/queues/mail/pause", "/queues")).text
+    assert "mail is paused" in (await visitor.get("/")).text
+    assert "PAUSED" not in (await send(visitor, "/queues/mail/resume", "/queues")).text
+    assert wakes.woken == ["mail"]
+
+
+async def test_overview_tells_what_needs_attention(pool: Pool, visitor: httpx.AsyncClient) -> None:
+    await make_task(pool, type="unknown", age=1000)
+    page = (await visitor.get("/")).text
+    assert "No worker is alive" in page and "waits for 16 m" in page
+    await make_worker(pool, types=["t"])
+    await asyncio.sleep(1.05)  # figures are kept for a second
+    assert "no live worker knows unknown" in (await visitor.get("/")).text
+
+
+async def test_mounted_under_a_prefix_every_link_stays_there(pool: Pool, dsn: str) -> None:
+    from starlette.applications import Starlette
+    from starlette.routing import Mount
+
+    task = await make_task(pool, "DEAD")
+    site = app(dsn)
+    try:
+        async with browser(Starlette(routes=[Mount("/ops/dhara", site)])) as client:
+            for path in ("/", "/tasks", "/queues", "/workers", f"/tasks/{task.id}", "/nothing"):
+                page = (await client.get("/ops/dhara" + path)).text
+                for attribute in ("href=", "action=", "src=", "hx-get="):
+                    for found in page.split(attribute + '"')[1:]:
+                        address = found.partition('"')[0]
+                        assert address.startswith(("/ops/dhara/", "#")), (path, address)
+            retried = await client.post(
+                f"/ops/dhara/tasks/{task.id}/retry",
+                data={"token": await _token(client, f"/ops/dhara/tasks/{task.id}")},
+                headers={"origin": "http://127.0.0.1:8080"},
+            )
+            assert retried.url.path == f"/ops/dhara/tasks/{task.id}" and "Sent back" in retried.text
+    finally:
+        await site.aclose()
+
+
+async def _token(client: httpx.AsyncClient, path: str) -> str:
+    return (await client.get(path)).text.partition('name="token" value="')[2].partition('"')[0]
+
+
+async def test_without_its_database_a_page_says_so_and_tries_again() -> None:
+    settings = DatabaseSettings(dsn="postgresql://nobody@127.0.0.1:1/none", connect_timeout=0.5)
+    async with browser(app(Pool(settings))) as client:
+        answer = await client.get("/")
+    assert answer.status_code == 503 and "data-retry" in answer.text
+
+
+async def test_ticks_say_when_something_has_changed(pool: Pool) -> None:
+    from dhara.dashboard.live import Live
+    from dhara.dashboard.pulse import Pulse
+
+    live = Live(Pulse(pool, "dhara"), period=0.05)
+    events = live._events()
+    assert (await anext(events)).startswith("retry")
+    first = await asyncio.wait_for(anext(events), 10)
+    await make_task(pool)
+    while (await asyncio.wait_for(anext(events), 10)) == first:
+        pass
+    live.close()
+    assert len([event async for event in events]) <= 2, "the stream has not ended"
+    assert live.stream().status_code == 503
+
+
+def test_json_is_shown_as_it_is() -> None:
+    from dhara.dashboard.words import pretty
+
+    text = '{"a": [1e400, -0, 1.0, {}, []], "b<": "</script>\\u00e4\\u202e", "c": {"d": null}}'
+    shown = pretty(text)
+    assert "<script" not in shown and "&lt;/script&gt;ä\\u202e" in shown
+    plain = html.unescape(re.sub("<[^>]+>", "", str(shown)))
+    assert json.loads(plain.replace("1e400", "1")) == json.loads(text.replace("1e400", "1"))
+    assert "\n" in plain and "1e400" in plain
+    for broken in ("{{{", "]]]]", '"', "a" * 100_000, "[" * 50_000):
+        pretty(broken)
