@@ -96,7 +96,7 @@ class App:
             await self._prepare_schema()
             notifier = Notifier(self.pool, self.settings.schema)
             parts.push_async_callback(notifier.close)
-            maintenance = Maintenance(self.pool, MaintenanceSettings.of(self.settings))
+            maintenance = Maintenance(self.pool, MaintenanceSettings.of(self.settings), notifier)
             await maintenance.start()
             parts.push_async_callback(maintenance.stop)
             await self._serve(notifier if self.settings.wakeups else None)

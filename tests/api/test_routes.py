@@ -366,6 +366,93 @@ async def the_dead_have_no_other_status(client: httpx.AsyncClient, pool: Pool) -
 # queues, workers, figures
 
 
+@happy("GET", "/dead-letters/groups")
+@happy("POST", "/dead-letters/groups/{fingerprint}/mute")
+@happy("POST", "/dead-letters/groups/{fingerprint}/unmute")
+async def failures_by_group(client: httpx.AsyncClient, pool: Pool) -> None:
+    for age in (7_300, 10):
+        await factories.make_task(pool, State.DEAD, fingerprint="b:1", age=age)
+    last = await factories.make_task(pool, State.DEAD, fingerprint="a", age=100_000)
+    found = (await client.get("/api/v1/dead-letters/groups")).json()["groups"]
+    assert [(g["fingerprint"], g["count"], g["count_is_estimate"], g["muted"]) for g in found] == [
+        ("b:1", 2, False, False),
+        ("a", 1, False, False),
+    ]
+    assert found[0]["trend"] == [1, 0, 1, *[0] * 21]
+    assert found[1]["trend"] == [0] * 24
+    assert found[0]["first_at"] < found[0]["last_at"]
+    assert (found[1]["sample"], found[1]["reason"]) == (str(last.id), "exhausted")
+    muted = await client.post("/api/v1/dead-letters/groups/b:1/mute")
+    assert (muted.status_code, muted.json()["muted"], muted.json()["muted_by"]) == (200, True, "api")
+    muted = await client.get("/api/v1/dead-letters/groups?muted=true&type=t")
+    assert [g["fingerprint"] for g in muted.json()["groups"]] == ["b:1"]
+    assert (await client.post("/api/v1/dead-letters/groups/b:1/unmute")).json()["muted"] is False
+    assert (await client.get("/api/v1/dead-letters/groups?type=other")).json() == {"groups": []}
+    listed = (await client.get("/api/v1/dead-letters?fingerprint=a")).json()["tasks"]
+    assert [task["id"] for task in listed] == [str(last.id)]
+    actions = (await client.get("/api/v1/audit?action=failures")).json()["actions"]
+    assert [one["action"] for one in actions] == ["failures.unmute", "failures.mute"]
+
+
+@unhappy("POST", "/dead-letters/groups/{fingerprint}/mute")
+@unhappy("POST", "/dead-letters/groups/{fingerprint}/unmute")
+async def no_such_group(client: httpx.AsyncClient, pool: Pool) -> None:
+    for verb in ("mute", "unmute"):
+        problem(await client.post(f"/api/v1/dead-letters/groups/nothing/{verb}"), 404, "not_found")
+
+
+@happy("POST", "/dead-letters/retry")
+@happy("POST", "/dead-letters/purge")
+@happy("POST", "/tasks/cancel")
+@happy("GET", "/operations")
+@happy("GET", "/operations/{id}")
+@happy("POST", "/operations/{id}/stop")
+async def many_at_once(client: httpx.AsyncClient, pool: Pool) -> None:
+    dead = [await factories.make_task(pool, State.DEAD, type="a") for _ in range(3)]
+    await factories.make_task(pool, State.DEAD, type="b")
+    preview = (await client.post("/api/v1/dead-letters/retry?type=a&dry_run=true")).json()
+    assert (preview["count"], len(preview["sample"]), "operation" in preview) == (3, 3, False)
+    assert (await client.get("/api/v1/dead-letters")).json()["total"] == 4
+    answer = await client.post(f"/api/v1/dead-letters/retry?id={dead[0].id}&id={dead[1].id}")
+    done = answer.json()["operation"]
+    assert (answer.status_code, done["state"], done["done"]) == (200, "done", 2)
+    assert done["filter"] == {"status": ["DEAD"], "ids": [str(dead[0].id), str(dead[1].id)]}
+    purged = (await client.post("/api/v1/dead-letters/purge?all=true")).json()["operation"]
+    assert (purged["kind"], purged["done"]) == ("purge", 2)
+    canceled = (await client.post("/api/v1/tasks/cancel?type=a&status=PENDING")).json()["operation"]
+    assert canceled["done"] == 2
+    canary = await client.post("/api/v1/dead-letters/retry?all=true&canary=5&watch=1&max_failed=0.5")
+    assert canary.json()["operation"]["canary"] == {
+        "first": 5,
+        "factor": 4.0,
+        "most": 500,
+        "max_failed": 0.5,
+        "watch": 1.0,
+    }
+    listed = (await client.get("/api/v1/operations")).json()["operations"]
+    assert [one["kind"] for one in listed] == ["retry", "cancel", "purge", "retry"]
+    assert (await client.get(f"/api/v1/operations/{done['id']}")).json() == done
+    assert (await client.post(f"/api/v1/operations/{done['id']}/stop")).json()["state"] == "done"
+
+
+@unhappy("POST", "/dead-letters/retry")
+@unhappy("POST", "/dead-letters/purge")
+@unhappy("POST", "/tasks/cancel")
+async def all_must_be_said(client: httpx.AsyncClient, pool: Pool) -> None:
+    for path in ("dead-letters/retry", "dead-letters/purge", "tasks/cancel"):
+        found = problem(await client.post(f"/api/v1/{path}?dry_run=true"), 422, "invalid_query")
+        assert found["errors"][0]["field"] == "all"
+    found = problem(await client.post("/api/v1/dead-letters/retry?all=true&watch=5"), 422, "invalid_query")
+    assert found["errors"][0]["field"] == "watch"
+
+
+@unhappy("GET", "/operations/{id}")
+@unhappy("POST", "/operations/{id}/stop")
+async def no_such_operation(client: httpx.AsyncClient, pool: Pool) -> None:
+    problem(await client.get(f"/api/v1/operations/{NOBODY}"), 404, "not_found")
+    problem(await client.post(f"/api/v1/operations/{NOBODY}/stop"), 404, "not_found")
+
+
 @happy("GET", "/queues")
 async def queues_have_figures(client: httpx.AsyncClient, pool: Pool) -> None:
     await factories.make_task(pool, queue="a")

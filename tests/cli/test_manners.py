@@ -70,8 +70,19 @@ def test_without_a_database_one_line_and_78(dhara_alone: Dhara, path: tuple[str,
         "retention": ["x", "7d"],
         "enqueue": ["x"],
         "down": ["--yes"],
+        "explain": ["x"],
+        "stop": ["x"],
+        "mute": ["x"],
+        "unmute": ["x"],
+        "delete": ["x"],
+        "run": ["x"],
+        "dead retry": ["--all"],
+        "dead purge": ["--all"],
+        "schedules create": ["x", "type", "--every", "1h"],
+        "schedules update": ["x", "--every", "1h"],
     }
-    result = dhara_alone(*path, *arguments.get(path[-1], []), code=78)
+    given = arguments.get(" ".join(path), arguments.get(path[-1], []))
+    result = dhara_alone(*path, *given, code=78)
     assert "DHARA_DATABASE_URL" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 

@@ -66,7 +66,7 @@ async def test_every_filter(search: Search, db: Connection) -> None:
         page = await search.page(Filter(**filters), limit=50)
         assert {names[task.id] for task in page.tasks} == expected, filters
         assert (page.total, page.total_is_estimate, page.next) == (len(expected), False, None), filters
-        assert set(await search.ids(Filter(**filters), 50)) == {made[name].id for name in expected}
+        assert set(await search.some(Filter(**filters), 50)) == {made[name].id for name in expected}
 
 
 async def test_pages_by_cursor_and_by_offset(search: Search, db: Connection) -> None:

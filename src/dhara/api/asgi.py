@@ -34,8 +34,11 @@ from dhara.api.problems import Refused, not_found
 from dhara.api.routes import PROBE, TABLE, Route
 from dhara.api.waiters import Waiters
 from dhara.api.wire import query
+from dhara.maintenance.bulk import Bulk
 from dhara.settings import Settings
 from dhara.store.audit import Audit
+from dhara.store.failures import Failures
+from dhara.store.operations import Operations
 from dhara.store.pool import Pool
 from dhara.store.queues import Queues
 from dhara.store.search import Search
@@ -94,6 +97,9 @@ def create_app(
         pool=pool,
         tasks=tasks,
         audit=Audit(pool, schema),
+        failures=Failures(pool, schema),
+        operations=Operations(pool, schema),
+        bulk=Bulk(pool, schema, notifier),
         queues=Queues(pool, schema),
         workers=Workers(pool, schema),
         search=Search(pool, schema),

@@ -14,7 +14,12 @@ from dhara.api.problems import PROBLEMS, Problem
 from dhara.api.routes import PROBE, Route
 
 _REF = "#/components/schemas/{name}"
-_PATH_PARAMETERS = {"id": params.ID_SCHEMA, "name": params.NAME_SCHEMA, "file": {"type": "string"}}
+_PATH_PARAMETERS = {
+    "id": params.ID_SCHEMA,
+    "name": params.NAME_SCHEMA,
+    "fingerprint": {"type": "string"},
+    "file": {"type": "string"},
+}
 _KEY_HEADER = {
     "name": "Idempotency-Key",
     "in": "header",

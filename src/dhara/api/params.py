@@ -47,6 +47,12 @@ def _state(text: str) -> State:
     raise ValueError("one of " + ", ".join(State))
 
 
+def _open_state(text: str) -> State:
+    if text in ("PENDING", "RUNNING"):
+        return State(text)
+    raise ValueError("PENDING or RUNNING")
+
+
 def _name(text: str) -> str:
     if limits.NAME.fullmatch(text):
         return text
@@ -141,7 +147,45 @@ TASKS = (
     SEARCH,
     *PAGE,
 )
-DEAD = (TYPE, QUEUE, TAG, AFTER, BEFORE, SEARCH, *PAGE)
+FINGERPRINT = Param("fingerprint", _text(255), "only tasks of this group of failures", _sized(255))
+DEAD = (TYPE, QUEUE, TAG, FINGERPRINT, AFTER, BEFORE, SEARCH, *PAGE)
+GROUPS = (TYPE, Param("muted", _boolean, "only muted groups, or only others", {"type": "boolean"}))
+_BULK = (
+    TYPE,
+    QUEUE,
+    TAG,
+    AFTER,
+    BEFORE,
+    SEARCH,
+    Param("id", _uuid, "only this task; repeat it for several", {"type": "array", "items": _ID}, many=True),
+    Param("all", _boolean, "true: all of them; needed where no filter is given", {"type": "boolean"}),
+    Param("dry_run", _boolean, "true: count and show some, change nothing", {"type": "boolean"}),
+)
+PURGE = (FINGERPRINT, *_BULK)
+STOP = (
+    Param(
+        "status",
+        _open_state,
+        "only PENDING or only RUNNING tasks",
+        {"type": "array", "items": {"type": "string", "enum": ["PENDING", "RUNNING"]}},
+        many=True,
+    ),
+    *_BULK,
+)
+REVIVE = (
+    *PURGE,
+    Param("canary", _integer(1, 1_000), "begin with so many and watch them", _range(1, 1_000, 10)),
+    Param("factor", _seconds(1, 100), "each wave is so many times the one before", _range(1, 100, 4, "number")),
+    Param("most", _integer(1, 500), "tasks a wave at most", _range(1, 500, 500)),
+    Param("max_failed", _seconds(0, 1), "stop when a larger share of a wave fails again", _range(0, 1, 0.2, "number")),
+    Param(
+        "watch",
+        _seconds(0, 86_400),
+        "seconds after which a wave's slow tasks are no longer waited for",
+        _range(0, 86_400, 60, "number"),
+    ),
+)
+OPERATIONS = (Param("limit", _integer(*limits.LIST_LIMIT), "operations a page", _range(*limits.LIST_LIMIT, 50)),)
 AUDIT = (
     Param("actor", _text(100), "only what this one did", _sized(100)),
     Param("action", _name, "only this action, or this kind of actions: task, queue, ...", _NAMED),

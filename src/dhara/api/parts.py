@@ -12,8 +12,11 @@ from dhara.api.figures import Figures
 from dhara.api.health import Health
 from dhara.api.ingest import Ingest, Wakes
 from dhara.api.waiters import Waiters
+from dhara.maintenance.bulk import Bulk
 from dhara.settings import Settings
 from dhara.store.audit import Audit
+from dhara.store.failures import Failures
+from dhara.store.operations import Operations
 from dhara.store.pool import Pool
 from dhara.store.queues import Queues
 from dhara.store.search import Search
@@ -30,6 +33,9 @@ class Parts(Struct, frozen=True, kw_only=True):
     pool: Pool
     tasks: Tasks
     audit: Audit
+    failures: Failures
+    operations: Operations
+    bulk: Bulk
     queues: Queues
     workers: Workers
     search: Search

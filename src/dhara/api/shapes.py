@@ -19,6 +19,8 @@ from dhara.domain.explain import Reason
 from dhara.domain.lifecycle import State
 from dhara.domain.task import Attempt, LogEntry, Task
 from dhara.store.audit import Action
+from dhara.store.failures import Group
+from dhara.store.operations import Operation
 from dhara.store.queues import Queue
 from dhara.store.workers import RunningTask, WorkerRow
 
@@ -213,6 +215,76 @@ class AttemptList(Struct):
     attempts: list[AttemptOut]
 
 
+class GroupOut(Struct, kw_only=True, omit_defaults=True):
+    """DEAD tasks with one fingerprint; `sample` is the newest, and type, queue, reason and last_error are its own."""
+
+    fingerprint: str
+    count: int
+    count_is_estimate: Annotated[bool, Meta(description="true: at least so many.")]
+    first_at: Moment
+    last_at: Moment
+    trend: Annotated[list[int], Meta(description="Deaths in each of the last 24 hours, this hour first.")]
+    sample: UUID
+    type: str
+    queue: str
+    attempts: int
+    muted: bool
+    reason: str | None = None
+    last_error: str | None = None
+    muted_at: Moment | None = None
+    muted_by: str | None = None
+
+
+class GroupList(Struct):
+    """Groups of failures, those seen last first."""
+
+    groups: list[GroupOut]
+
+
+class CanaryOut(Struct):
+    """How a canary retry goes about it. `watch` is seconds, `max_failed` a share of a wave."""
+
+    first: int
+    factor: float
+    most: int
+    max_failed: float
+    watch: float
+
+
+class OperationOut(Struct, kw_only=True, omit_defaults=True):
+    """A bulk operation. `done` tasks were changed, `skipped` ones could not be; `reason` says why it ended so."""
+
+    id: UUID
+    kind: Literal["retry", "purge", "cancel"]
+    state: Literal["running", "stopped", "done", "failed"]
+    asked_by: str
+    filter: Annotated[dict[str, Any], Meta(description="Which tasks.")]
+    created_at: Moment
+    updated_at: Moment
+    total: int
+    total_is_estimate: bool
+    done: int
+    skipped: int
+    reason: str | None = None
+    finished_at: Moment | None = None
+    canary: CanaryOut | None = None
+
+
+class BulkOut(Struct, kw_only=True, omit_defaults=True):
+    """What matched, and the operation that was begun, or (a dry run) a sample of it."""
+
+    count: int
+    count_is_estimate: Annotated[bool, Meta(description="true: at least so many.")]
+    sample: list[TaskRow] | None = None
+    operation: OperationOut | None = None
+
+
+class OperationList(Struct):
+    """Bulk operations, newest first."""
+
+    operations: list[OperationOut]
+
+
 class ActionOut(Struct, kw_only=True, omit_defaults=True):
     """An action of an operator. `before` and `after` are what it changed."""
 
@@ -395,6 +467,21 @@ def explain_out(id: UUID, status: State, reasons: list[Reason]) -> ExplainOut:
     first, *rest = reasons
     also = [ReasonOut(one.code, one.text, one.facts) for one in rest]
     return ExplainOut(code=first.code, text=first.text, facts=first.facts, id=id, status=status, also=also)
+
+
+def group_out(group: Group) -> GroupOut:
+    values = {field: getattr(group, field) for field in GroupOut.__struct_fields__ if field != "muted"}
+    return GroupOut(**values, muted=group.muted_at is not None)
+
+
+def operation_out(operation: Operation) -> OperationOut:
+    values = {field: getattr(operation, field) for field in OperationOut.__struct_fields__}
+    wanted = {
+        name: value for name, value in msgspec.structs.asdict(operation.filter).items() if value not in (None, ())
+    }
+    values["filter"] = {name: value for name, value in wanted.items() if value is not False}
+    values["canary"] = None if operation.canary is None else CanaryOut(**msgspec.structs.asdict(operation.canary))
+    return OperationOut(**values)
 
 
 def action_out(action: Action) -> ActionOut:

@@ -48,7 +48,7 @@ async def create_batch(request: Request) -> Reply:
 
 
 async def listing(request: Request) -> Reply:
-    return await page(request, _filter(request.query))
+    return await page(request, filter_of(request.query))
 
 
 async def page(request: Request, wanted: Filter) -> Reply:
@@ -78,7 +78,7 @@ async def get(request: Request) -> Reply:
 
 
 async def cancel(request: Request) -> Reply:
-    id = _id(request)
+    id = id_of(request)
     reason = {"reason": request.query["reason"]} if "reason" in request.query else {}
     canceling = await request.parts.tasks.request_cancel(id, **reason, by=request.actor)
     if canceling.found in (State.COMPLETED, State.DEAD):
@@ -90,7 +90,7 @@ async def cancel(request: Request) -> Reply:
 
 
 async def retry(request: Request) -> Reply:
-    id = _id(request)
+    id = id_of(request)
     change = await wire.change(request)
     parts = request.parts
     await parts.tasks.revive(
@@ -108,7 +108,7 @@ async def retry(request: Request) -> Reply:
 
 
 async def logs(request: Request) -> Reply:
-    return json_reply(LogList([log_out(entry) for entry in await request.parts.tasks.logs(_id(request))]))
+    return json_reply(LogList([log_out(entry) for entry in await request.parts.tasks.logs(id_of(request))]))
 
 
 async def attempts(request: Request) -> Reply:
@@ -117,7 +117,7 @@ async def attempts(request: Request) -> Reply:
 
 
 async def explain(request: Request) -> Reply:
-    id = _id(request)
+    id = id_of(request)
     facts = await request.parts.tasks.facts(id)
     return json_reply(explain_out(id, facts.status, reasons_of(facts, request.parts.settings.stale_after)))
 
@@ -131,10 +131,10 @@ async def wait(request: Request) -> Reply:
 
 
 async def dead_letters(request: Request) -> Reply:
-    return await page(request, _filter({**request.query, "status": [State.DEAD]}))
+    return await page(request, filter_of({**request.query, "status": [State.DEAD]}))
 
 
-def _id(request: Request) -> UUID:
+def id_of(request: Request) -> UUID:
     """The id in the path. Another spelling of a UUID is as unknown as an unknown id."""
     text = request.path["id"]
     if not _ID.fullmatch(text):
@@ -143,10 +143,12 @@ def _id(request: Request) -> UUID:
 
 
 async def _task(request: Request) -> Task:
-    return await request.parts.tasks.get(_id(request))
+    return await request.parts.tasks.get(id_of(request))
 
 
-def _filter(query: Any) -> Filter:
+def filter_of(query: Any) -> Filter:
+    """The filter that a query's parameters say."""
     fields = {name: query[name] for name in Filter.__struct_fields__ if name in query}
     fields["status"] = tuple(sorted(set(query.get("status", ()))))
+    fields["ids"] = tuple(query.get("id", ()))
     return Filter(**fields)

@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "migrate": ("dhara.cli.migrate:migrate", "Bring the database's schema up to date, or look at it."),
     "enqueue": ("dhara.cli.tasks:enqueue", "Enqueue one task."),
     "tasks": ("dhara.cli.tasks:tasks", "List, look at, cancel, retry and wait for tasks."),
+    "dead": ("dhara.cli.dead:dead", "DEAD tasks: list, group, retry and purge them."),
+    "operations": ("dhara.cli.dead:operations", "Bulk operations: list, look at and stop them."),
     "queues": ("dhara.cli.queues:queues", "List, look at, pause and resume queues."),
     "workers": ("dhara.cli.queues:workers", "List live and lately lost workers."),
     "actions": ("dhara.cli.actions:actions", "Who did what: the audit log."),

@@ -347,11 +347,10 @@ def explain(console: Console, id: str) -> None:
     from dhara.domain.explain import explain
     from dhara.store.tasks import Tasks
 
-    known = known_id(id)
-    facts = with_pool(console, lambda pool: Tasks(pool, pool.settings.schema).facts(known))
+    facts = with_pool(console, lambda pool: Tasks(pool, pool.settings.schema).facts(known_id(id)))
     reasons = explain(facts, console.settings().stale_after)
     if console.json:
-        console.answer(explain_out(known, facts.status, reasons))
+        console.answer(explain_out(known_id(id), facts.status, reasons))
         return
     for reason in reasons:
         console.print(f"{clean(reason.text)}  ({reason.code})")

@@ -103,5 +103,5 @@ def _failed(claim: Claim, outcome: Failed, backoff: Backoff, rng: Random, logs: 
         last_error=outcome.message,
         error=outcome.error,
         logs=logs,
-        fingerprint=outcome.fingerprint if dead else None,
+        fingerprint=(outcome.fingerprint or f"dead:{claim.type}") if dead else None,
     )

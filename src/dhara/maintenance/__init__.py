@@ -6,15 +6,19 @@ only saves work: each statement is safe when two run it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 
 from dhara.domain.ids import IdSource
+from dhara.maintenance.bulk import Bulk, Wakes
 from dhara.maintenance.pruner import Pruner
 from dhara.maintenance.reaper import Reaper
+from dhara.maintenance.scheduler import Scheduler
 from dhara.maintenance.settings import MaintenanceSettings
 from dhara.service import Every
-from dhara.store.pool import Executor
+from dhara.store.pool import Pool
+from dhara.store.schedules import Schedules
 from dhara.store.stats import Stats
 from dhara.store.tasks import Tasks
 from dhara.store.workers import Workers
@@ -23,13 +27,15 @@ log = logging.getLogger(__name__)
 
 _ROLE = "maintenance"
 _PRUNE_EVERY = 30.0
+_CHORES_EVERY = 1.0
 _FORGET_WORKERS_AFTER = 7 * 86_400.0
 
 
 class Maintenance:
-    """Reaper, expiry, folding of counters, retention: one round every R seconds, at the leader."""
+    """Reaper, expiry, folding of counters, retention: one round every R seconds, at the leader; and, between the rounds, the
+    chores that somebody waits for: schedules and bulk operations."""
 
-    def __init__(self, db: Executor, settings: MaintenanceSettings) -> None:
+    def __init__(self, db: Pool, settings: MaintenanceSettings, notifier: Wakes | None = None) -> None:
         self._settings = settings
         self._id = IdSource().new()
         self._tasks = Tasks(db, settings.schema)
@@ -37,19 +43,30 @@ class Maintenance:
         self._stats = Stats(db, settings.schema)
         self._reaper = Reaper(self._tasks, self._workers, settings)
         self._pruner = Pruner(self._tasks, settings)
+        self._bulk = Bulk(db, settings.schema, notifier)
+        self._scheduler = Scheduler(db, settings.schema, notifier)
+        self._schedules = Schedules(db, settings.schema)
         self._next_prune = 0.0
+        self._leads_until = 0.0
+        self._chores = Every(_CHORES_EVERY, self.chores, "schedules and bulk operations")
         self._every = Every(settings.reaper_interval, self.round, "maintenance")
 
     async def start(self) -> None:
         await self._every.start()
+        await self._chores.start()
 
     async def stop(self) -> None:
+        await self._chores.stop()
         await self._every.stop()
 
     async def round(self) -> None:
         """One round, if this process leads."""
-        if not await self._workers.lead(_ROLE, self._id, 3 * self._settings.reaper_interval):
+        lease = 3 * self._settings.reaper_interval
+        before = time.monotonic()
+        if not await self._workers.lead(_ROLE, self._id, lease):
+            self._leads_until = 0.0
             return
+        self._leads_until = before + lease
         await self._reaper.look()
         await self._expire()
         await self._stats.fold_counters()
@@ -57,6 +74,17 @@ class Maintenance:
             self._next_prune = now + _PRUNE_EVERY
             await self._pruner.prune()
             await self._workers.prune(_FORGET_WORKERS_AFTER)
+            await self._schedules.prune(self._settings.history_retention)
+
+    async def chores(self) -> None:
+        """What is due between two rounds, if this process leads."""
+        if time.monotonic() >= self._leads_until:
+            return
+        await self._bulk.drive()
+        # On the second: whatever is due before the next look is waited for.
+        if (soon := await self._scheduler.tick(_CHORES_EVERY)) is not None:
+            await asyncio.sleep(soon)
+            await self._scheduler.tick()
 
     async def _expire(self) -> None:
         while await self._tasks.expire() == 500:

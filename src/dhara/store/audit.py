@@ -22,6 +22,16 @@ ACTIONS: dict[str, str] = {
     "queue.pause": "a queue was paused",
     "queue.resume": "a queue was resumed",
     "queue.retention": "how long a queue's final tasks are kept was changed",
+    "failures.mute": "a group of failures was muted",
+    "failures.unmute": "a group of failures counts again",
+    "schedule.create": "a schedule was made, by an operator or by code that declares it",
+    "schedule.update": "a schedule's definition was changed",
+    "schedule.pause": "a schedule was paused",
+    "schedule.resume": "a schedule was resumed",
+    "schedule.delete": "a schedule was deleted",
+    "schedule.run": "a schedule was fired by hand",
+    "operation.start": "a bulk operation was begun",
+    "operation.stop": "a bulk operation was stopped",
 }
 
 

@@ -22,7 +22,8 @@ COUNT_CAP = 10_000
 
 
 class Filter(Struct, frozen=True, kw_only=True):
-    """Which tasks; all given conditions hold together. `q` is looked for in id, type, key and error."""
+    """Which tasks; all given conditions hold together. `q` is looked for in id, type, key and error; `ids` are the only
+    ones looked at; `uncanceled`: only those whose cancellation was not asked for."""
 
     status: tuple[State, ...] = ()
     type: str | None = None
@@ -34,6 +35,9 @@ class Filter(Struct, frozen=True, kw_only=True):
     created_after: datetime | None = None
     created_before: datetime | None = None
     q: str | None = None
+    fingerprint: str | None = None
+    ids: tuple[UUID, ...] = ()
+    uncanceled: bool = False
 
 
 class Page(Struct, frozen=True):
@@ -86,6 +90,12 @@ def _where(f: Filter) -> _Where:
         where.add("created_at > {}", f.created_after)
     if f.created_before is not None:
         where.add("created_at < {}", f.created_before)
+    if f.fingerprint is not None:
+        where.add("fingerprint = {}", f.fingerprint)
+    if f.ids:
+        where.add("id = ANY ({}::uuid[])", f.ids)
+    if f.uncanceled:
+        where.add("cancel_requested_at IS NULL")
     if f.q is not None:
         pattern = "%" + f.q.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
         where.add(
@@ -124,9 +134,17 @@ class Search:
         n: int = await self.db.fetchval(qualify(query, self.schema), *where.args)
         return min(n, COUNT_CAP), n > COUNT_CAP
 
-    async def ids(self, wanted: Filter, most: int) -> Sequence[UUID]:
-        """The ids of at most `most` matching tasks, newest first."""
+    async def walk(self, wanted: Filter, after: UUID, most: int) -> Sequence[UUID]:
+        """The ids of at most `most` matching tasks above `after`, in their order: the next batch of a walk over all."""
         where = _where(wanted)
+        where.add("id > {}", after)
+        return await self._ids(where, "ORDER BY id", most)
+
+    async def some(self, wanted: Filter, most: int) -> Sequence[UUID]:
+        """The ids of at most `most` matching tasks, in no order."""
+        return await self._ids(_where(wanted), "", most)
+
+    async def _ids(self, where: _Where, order: str, most: int) -> Sequence[UUID]:
         where.args.append(most)
-        query = f"SELECT id FROM dhara.tasks WHERE {where.text()} ORDER BY id DESC LIMIT ${len(where.args)}"
+        query = f"SELECT id FROM dhara.tasks WHERE {where.text()} {order} LIMIT ${len(where.args)}"
         return [row[0] for row in await self.db.fetch(qualify(query, self.schema), *where.args)]

@@ -30,7 +30,7 @@ from dhara.domain.outcome import (
 from dhara.domain.task import EMPTY_PAYLOAD, Claim
 from dhara.errors import InvalidTask, LeaseLost
 from dhara.worker.context import Context, storable
-from dhara.worker.failure import failed
+from dhara.worker.failure import failed, fingerprint
 from dhara.worker.registry import Handler, Options, Registry
 from dhara.worker.slot import Slot, Stop
 
@@ -194,7 +194,8 @@ def _raised(handler: Handler[..., Any], claim: Claim, error: BaseException, slot
     match error:
         case Retry():
             after = None if error.after is None else _seconds("Retry", error.after)
-            return Failed(_text(error), retry_after=after, policy=handler.options.own_retry)
+            policy = handler.options.own_retry
+            return Failed(_text(error), retry_after=after, policy=policy, fingerprint=fingerprint(claim.type, error))
         case Snooze():
             return Snoozed(_seconds("Snooze", error.seconds), None if error.reason is None else _text(error.reason))
         case Cancel():
@@ -204,7 +205,12 @@ def _raised(handler: Handler[..., Any], claim: Claim, error: BaseException, slot
                 return _timed_out(slot, claim, handler.options)
             return Canceled(_text(error.reason))
         case DeadLetter():
-            return Failed(_text(error.reason), permanent=True, reason=_text(error.reason, 200) or "permanent")
+            return Failed(
+                _text(error.reason),
+                permanent=True,
+                reason=_text(error.reason, 200) or "permanent",
+                fingerprint=fingerprint(claim.type, error),
+            )
         case LeaseLost():
             return Released(str(error))
         case _ if slot.stop in (Stop.DRAIN, Stop.EXCLUSIVE):

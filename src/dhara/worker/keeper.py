@@ -80,8 +80,8 @@ class Keeper:
     def __init__(self, config: KeeperConfig) -> None:
         self._config = config
         self.boards = attach(config.fd, config.processes, config.slots)
-        # A claim or a settlement of others must never keep the beat waiting: connections of its own, at most two.
-        database = msgspec.structs.replace(config.database, pool_min=1, pool_max=2)
+        # Nothing must keep the beat waiting: connections of its own, one each for beats, rounds and chores.
+        database = msgspec.structs.replace(config.database, pool_min=1, pool_max=3)
         self._pool = Pool(database, "dhara keeper")
         self._tasks = Tasks(self._pool, database.schema)
         self._workers = Workers(self._pool, database.schema)

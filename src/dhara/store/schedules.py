@@ -1,0 +1,160 @@
+"""Schedules: their definitions, and the fires that are on record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+from msgspec import Struct
+
+from dhara.domain.schedule import Spec
+from dhara.errors import NotFound
+from dhara.store.pool import Executor
+from dhara.store.sql import load
+
+
+class Schedule(Spec, frozen=True, kw_only=True):
+    """A schedule as it stands. `source`: declared in `code`, or made by an `operator`; `next_at` None: it never fires again."""
+
+    source: str
+    created_at: datetime
+    updated_at: datetime
+    anchor: datetime
+    next_at: datetime | None = None
+    last_at: datetime | None = None
+    last_task: UUID | None = None
+    paused_at: datetime | None = None
+    paused_by: str | None = None
+
+    @property
+    def spec(self) -> Spec:
+        """Its definition alone."""
+        return Spec(**{field: getattr(self, field) for field in Spec.__struct_fields__})
+
+
+class Coming(Struct, frozen=True):
+    """A schedule that is due in `due_in` seconds, negative: since."""
+
+    name: str
+    next_at: datetime
+    due_in: float
+
+
+class Fire(Struct, frozen=True, kw_only=True):
+    """A fire time that has been dealt with. `outcome`: enqueued, overlap, missed or by_hand; `status`: its task's, if that
+    is still there."""
+
+    fire_at: datetime
+    fired_at: datetime
+    outcome: str
+    task_id: UUID | None = None
+    status: str | None = None
+
+
+class Schedules:
+    """The statements of `sql/schedules/`."""
+
+    def __init__(self, db: Executor, schema: str = "dhara") -> None:
+        self.db = db
+        self.schema = schema
+
+    def _sql(self, name: str) -> str:
+        return load("schedules/" + name, self.schema)
+
+    async def now(self) -> datetime:
+        """The database's time."""
+        now: datetime = await self.db.fetchval(load("stats/clock", self.schema))
+        return now
+
+    # definitions
+
+    async def create(self, spec: Spec, by: str, source: str = "operator") -> Schedule | None:
+        """Make it; None if there is one of that name."""
+        now = await self.now()
+        row = await self.db.fetchrow(self._sql("create"), *self._definition(spec, now, now), source, by)
+        return None if row is None else _schedule(row)
+
+    async def update(self, spec: Spec, by: str, source: str = "operator") -> Schedule:
+        """Give the schedule of that name this definition. Raises `NotFound`."""
+        now = await self.now()
+        standing = await self.get(spec.name)
+        anchor = standing.anchor if standing.every == spec.every else now
+        row = await self.db.fetchrow(self._sql("update"), *self._definition(spec, now, anchor), source, by)
+        if row is None:
+            raise NotFound(f"there is no schedule {spec.name!r}")
+        return _schedule(row)
+
+    def _definition(self, spec: Spec, now: datetime, anchor: datetime) -> Sequence[Any]:
+        order = ("cron", "every", "timezone", "jitter", "missed", "overlap", "catch_up_most", "type", "queue")
+        values = [getattr(spec, field) for field in (*order, "priority", "max_retries", "timeout", "payload")]
+        return (spec.name, *values, spec.timing(anchor).after(now), anchor)
+
+    async def declare(self, specs: Sequence[Spec]) -> None:
+        """Make or change what code declares; what stands already as declared is left alone, paused or not."""
+        for spec in specs:
+            if await self.create(spec, "code", "code") is not None:
+                continue
+            standing = await self.get(spec.name)
+            if standing.spec != spec or standing.source != "code":
+                await self.update(spec, "code", "code")
+
+    async def get(self, name: str) -> Schedule:
+        """One schedule. Raises `NotFound`."""
+        rows = await self.db.fetch(self._sql("list"), name, 1)
+        if not rows:
+            raise NotFound(f"there is no schedule {name!r}")
+        return _schedule(rows[0])
+
+    async def all(self, most: int = 1_000) -> list[Schedule]:
+        """Schedules by name."""
+        return [_schedule(row) for row in await self.db.fetch(self._sql("list"), None, most)]
+
+    async def pause(self, name: str, by: str) -> None:
+        """Let it fire no more. Raises `NotFound`."""
+        await self.get(name)
+        await self.db.execute(self._sql("pause"), name, by)
+
+    async def resume(self, name: str, by: str) -> None:
+        """Let it fire again, from its next fire time on. Raises `NotFound`."""
+        standing = await self.get(name)
+        following = standing.timing(standing.anchor).after(await self.now())
+        await self.db.execute(self._sql("resume"), name, following, by)
+
+    async def delete(self, name: str, by: str) -> None:
+        """Forget it; its tasks stay. Raises `NotFound`."""
+        if await self.db.fetchrow(self._sql("delete"), name, by) is None:
+            raise NotFound(f"there is no schedule {name!r}")
+
+    # fires
+
+    async def due(self, within: float = 0.0, most: int = 100) -> list[Coming]:
+        """Schedules that are due, or will be `within` seconds, the first first."""
+        return [Coming(*row) for row in await self.db.fetch(self._sql("due"), within, most)]
+
+    async def hold(self, name: str, expected: datetime) -> tuple[Schedule, datetime] | None:
+        """Take the schedule to fire it, and the time; `self.db` is a connection in the fire's transaction."""
+        row = await self.db.fetchrow(self._sql("hold"), name, expected)
+        return None if row is None else (_schedule(row), row["now"])
+
+    async def note(self, name: str, at: datetime | None, outcome: str, task: UUID | None = None) -> bool:
+        """Put a fire on record; False if it was there. Its unique key is what makes each fire happen once."""
+        return await self.db.fetchrow(self._sql("note"), name, at, task, outcome) is not None
+
+    async def advance(self, name: str, last: datetime | None, task: UUID | None, following: datetime | None) -> None:
+        """It has been fired; `following` is its next fire time."""
+        await self.db.execute(self._sql("advance"), name, last, task, following)
+
+    async def fires(self, name: str, most: int = 20) -> list[Fire]:
+        """What is on record, newest first."""
+        return [Fire(**row) for row in await self.db.fetch(self._sql("fires"), name, most)]
+
+    async def prune(self, keep: float, most: int = 5_000) -> None:
+        """Forget fires older than `keep` seconds."""
+        await self.db.execute(self._sql("prune"), keep, most)
+
+
+def _schedule(row: asyncpg.Record) -> Schedule:
+    return Schedule(**{field: row[field] for field in Schedule.__struct_fields__})

@@ -1,0 +1,3 @@
+-- One bulk operation.
+-- $1 uuid id
+SELECT * FROM dhara.operations WHERE id = $1
