@@ -54,6 +54,7 @@ async def test_a_fire_is_a_task_with_all_that_was_said(pool: Pool, schedules: Sc
     assert (fire.fire_at, fire.outcome, fire.status) == (before.next_at, "enqueued", "PENDING")
     assert fire.task_id == after.last_task == fire_id("s", before.next_at)
     assert (after.last_at, after.next_at) == (before.next_at, before.next_at + timedelta(hours=1))
+    assert fire.task_id is not None
     task = await Tasks(pool).get(fire.task_id)
     assert (task.type, task.payload, task.queue, task.priority, task.max_retries, task.timeout) == (
         "t", '{"a":  1}', "q", 7, 2, 9.0,
