@@ -5,7 +5,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help install demo test check lint types layers format lock docs bench bench-smoke clean
+.PHONY: help install demo test check lint types layers format lock docs bench bench-smoke chaos soak clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,7 +24,7 @@ ITSELF := $(PIP) install --no-deps --no-build-isolation --no-compile --editable 
 # about two seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-CODE := $(wildcard src tests bench examples scripts)
+CODE := $(wildcard src tests chaos bench examples scripts)
 
 # Bytecode is kept, and kept in .venv, whatever the environment says: a process starts in a quarter of the time.
 export PYTHONDONTWRITEBYTECODE :=
@@ -68,6 +68,14 @@ bench: $(VENV)/.dev ## every row of the bars on this machine (ROWS="P1 P4" ARGS=
 
 bench-smoke: $(VENV)/.dev ## a few rows, small, in under a minute; never fails
 	@timeout 90 $(BIN)/python -m bench --smoke || echo "==> the benchmarks did not come to their end; that fails nothing"
+
+chaos: $(VENV)/.dev ## the fault matrix, a row at a time; hours (ARGS="--minutes 2" ROWS="F1 F16")
+	@for row in $(or $(ROWS),$$($(BIN)/python -m chaos list | awk '{print $$1}')); do \
+	    $(BIN)/python -m chaos run --faults $$row --out .chaos/$$row --ledger .chaos/ledger.json $(ARGS) || echo "row $$row: see .chaos/$$row"; \
+	done; $(BIN)/python -m chaos report --ledger .chaos/ledger.json
+
+soak: $(VENV)/.dev ## one fault of any kind a minute (MINUTES=150)
+	@exec $(BIN)/python -m chaos soak --minutes $(or $(MINUTES),150) --out .chaos/soak $(ARGS)
 
 clean: ## remove .venv, caches and build output; data in .dhara stays
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis

@@ -75,6 +75,8 @@ async def i11(db: Executor, deaths: Mapping[UUID, datetime], bound: float) -> Vi
         held AS (
             SELECT a.task_id, a.attempt, d.died FROM deaths AS d JOIN dhara.attempts AS a ON a.worker_id = d.worker
             WHERE a.started_at <= d.died AND COALESCE(a.ended_at, 'infinity') > d.died
+              -- A settlement that was on its way as its worker died has ended the attempt itself.
+              AND COALESCE(a.outcome, 'REAPED') IN ('REAPED', 'RELEASED')
         )
         SELECT 'not claimed again in time' AS what, h.* FROM held AS h JOIN dhara.tasks AS t ON t.id = h.task_id
         WHERE NOT EXISTS (SELECT FROM dhara.attempts AS n WHERE n.task_id = h.task_id AND n.attempt = h.attempt + 1

@@ -61,6 +61,15 @@ class Proxy:
         """Cut after the server has answered the statement's next execution, before the client hears of it."""
         self._rules.append((load(name, "dhara"), True))
 
+    def forget(self) -> None:
+        """No rule any more."""
+        self._rules.clear()
+
+    @property
+    def links(self) -> int:
+        """Connections open now."""
+        return len(self._links)
+
     def freeze(self) -> None:
         """Hold everything back without a word."""
         self.flowing.clear()

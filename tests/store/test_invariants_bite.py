@@ -97,7 +97,10 @@ BROKEN: dict[str, tuple[Check, str]] = {
     ),
     "i11": (
         lambda db, task: invariants.i11(db, {DEAD_WORKER: NOW - timedelta(seconds=30)}, 5.0),
-        f"UPDATE dhara.task_history SET worker_id = '{DEAD_WORKER}', claimed_at = at - interval '1 hour' WHERE task_id = $1",
+        (
+            f"UPDATE dhara.task_history SET worker_id = '{DEAD_WORKER}', claimed_at = at - interval '1 hour', event = 'REAPED'"
+            " WHERE task_id = $1"
+        ),
     ),
     "i13": (
         lambda db, task: invariants.i13(db),

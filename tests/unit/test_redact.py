@@ -74,6 +74,14 @@ def test_a_refused_dsn_does_not_show_its_password(password: str) -> None:
             assert password not in str(error)  # noqa: PT017
 
 
+def test_several_hosts_are_a_dsn() -> None:
+    """A primary and its standby: the driver takes the one that can be written to."""
+    dsn = "postgresql://u:p@one:5432,two:5433/d?target_session_attrs=read-write"
+    assert check_dsn(dsn) == dsn
+    with pytest.raises(ConfigError, match="cannot be read"):
+        check_dsn("postgresql://u@one:5432,two:port/d")
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [

@@ -97,7 +97,10 @@ def check_dsn(dsn: str) -> str:
     """`dsn`, if it looks like a PostgreSQL URL. Raises `ConfigError` without showing any password."""
     try:
         parts = urlsplit(dsn)
-        _ = parts.port, parse_qsl(parts.query), unquote(parts.path)
+        # One host or several, each with a port of its own: the driver tries them in turn.
+        for host in parts.netloc.rpartition("@")[2].split(","):
+            _ = urlsplit(f"//{host}").port
+        _ = parse_qsl(parts.query), unquote(parts.path)
     except ValueError:
         raise ConfigError(
             "the database URL cannot be read; write postgresql://user:password@host:5432/database"
@@ -129,8 +132,15 @@ PLANNER = {"enable_seqscan": "off", "jit": "off"}
 _PLAN_LIFETIME = 30
 
 
+# The server's side of the same: a session whose client was cut off must not hold its locks, and the horizon of VACUUM,
+# until the kernel's two hours have passed.
+LINK = {"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "2", "tcp_keepalives_count": "3", "tcp_user_timeout": "8000"}
+
+
 def _connect_options(settings: DatabaseSettings, application: str) -> dict[str, Any]:
     server_settings = {"application_name": application}
+    if settings.prepared:
+        server_settings |= LINK
     if settings.prepared and not settings.users:
         limit = f"{settings.command_timeout * 1000:.0f}"
         server_settings |= {

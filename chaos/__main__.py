@@ -1,0 +1,84 @@
+"""`python -m chaos`: run, list, report."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+from chaos import report
+from chaos.faults import FAULTS
+from chaos.faults.clocks import LIBRARIES
+from chaos.faults.network import packets
+from chaos.run import CALM, Order, run
+
+ROOT = Path(__file__).parents[1]
+LEDGER = ROOT / "docs" / "reports" / "trust" / "ledger.json"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
+    commands = parser.add_subparsers(required=True, dest="command")
+    for name, about in (("run", "row after row"), ("soak", "one fault of any row each --every seconds")):
+        _options(commands.add_parser(name, help=f"one run: arena, workload, nemesis, checker, verdict; {about}"), name)
+    commands.add_parser("list", help="the rows that can be injected")
+    telling = commands.add_parser("report", help="the ledger as a table")
+    telling.add_argument("--ledger", type=Path, default=LEDGER)
+    given = parser.parse_args()
+    if given.command == "list":
+        for row, found in FAULTS.items():
+            print(f"{row:5} {found.kind:20} {found.about}")
+        return 0
+    if given.command == "report":
+        print(report.ledger_table(json.loads(given.ledger.read_text())), end="")
+        return 0
+    return _run(given)
+
+
+_SOAK = "F1,F2,F3,F4,F4b,F5,F7,F10,F13,F16,F18,F19,F22,F39"
+
+
+def _options(running: argparse.ArgumentParser, name: str) -> None:
+    running.add_argument("--seed", type=int, default=1)
+    running.add_argument("--minutes", type=float, default=150 if name == "soak" else 1.5)
+    running.add_argument("--faults", default=_SOAK if name == "soak" else "F1,F16", help="rows; see `list`")
+    running.add_argument("--every", type=float, default=60.0 if name == "soak" else 0.0, help="seconds between faults")
+    running.add_argument("--rate", type=float, default=100.0, help="tasks a second")
+    running.add_argument("--workers", type=int, default=2)
+    running.add_argument("--processes", type=int, default=1, help="runners a worker")
+    running.add_argument("--pace", type=float, default=1.0, help="how much closer together faults come")
+    running.add_argument("--calm", type=float, default=CALM, help="seconds before the first fault")
+    running.add_argument("--lease", type=float, default=6.0, help="seconds; the beat is a second")
+    running.add_argument("--postgres", type=int, help="15 or 18; default: dhara's own choice")
+    running.add_argument("--proxied", action="store_true", help="every connection through our proxy")
+    running.add_argument("--out", type=Path, help="folder of the report")
+    running.add_argument("--ledger", type=Path, help=f"add to this ledger, such as {LEDGER.relative_to(ROOT)}")
+
+
+def _run(given: argparse.Namespace) -> int:
+    rows = tuple(name.strip() for name in given.faults.split(",") if name.strip())
+    if unknown := [row for row in rows if row not in FAULTS]:
+        raise SystemExit(f"no such row: {', '.join(unknown)}; `python -m chaos list` names them")
+    proxied = given.proxied or any("proxy" in FAULTS[row].needs for row in rows)
+    if not proxied and {"F37", "F39"} & set(rows) and not packets():
+        print("no iptables here: F37 and F39 go through the proxy", file=sys.stderr)
+        proxied = True
+    if {"F46", "F47"} & set(rows) and not LIBRARIES:
+        raise SystemExit("F46 and F47 need libfaketime: apt-get install libfaketime")
+    order = Order(
+        seed=given.seed, rows=rows, seconds=given.minutes * 60, rate=given.rate, workers=given.workers,
+        processes=given.processes, pace=given.pace, calm=given.calm, lease=given.lease, postgres=given.postgres,
+        out=given.out, proxied=proxied, every=given.every,
+    )  # fmt: skip
+    summary, verdict = asyncio.run(run(order))
+    print(report.page(summary, verdict))
+    print(json.dumps({k: v for k, v in summary.items() if k not in ("rows", "command")}, default=str))
+    if given.ledger:
+        report.add_to_ledger(given.ledger, summary)
+    return 0 if summary["ok"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

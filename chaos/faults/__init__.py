@@ -1,0 +1,8 @@
+"""What can be done to an arena: one function a row of the fault matrix (`trust.md` 2.2), each from hurt to healed."""
+
+from __future__ import annotations
+
+from chaos.faults import clocks, database, network, processes, standby  # noqa: F401  they register their rows
+from chaos.faults.row import FAULTS, Fault
+
+__all__ = ["FAULTS", "Fault"]

@@ -1,0 +1,61 @@
+"""Clocks, by libfaketime: a worker's wall clock must not matter, the server's may jump."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chaos.faults.row import fault
+from tests.e2e.kit import G
+
+if TYPE_CHECKING:
+    from chaos.arena import Arena
+
+LIBRARIES = tuple(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+
+
+@contextmanager
+def faked(**settings: str) -> Iterator[None]:
+    """What is started within has libfaketime before its clock; never before the monotonic one."""
+    added = {"LD_PRELOAD": str(LIBRARIES[0]), "FAKETIME_DONT_FAKE_MONOTONIC": "1", **settings}
+    before = {name: os.environ.get(name) for name in added}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@fault("F46", "worker clock", "a worker's clock is an hour off", every=10.0)
+async def worker_clock(arena: Arena, rng: random.Random) -> dict[str, Any]:
+    member = arena.pick(rng)
+    old = member.process
+    offset = rng.choice(["+3600", "-3600"])
+    with faked(FAKETIME=offset):
+        member.start()
+    code = await old.stop(G + 30)
+    return {"worker": member.index, "offset": offset, "exit": code}
+
+
+@fault(
+    "F47", "server clock", "the server's clock jumps two hours ahead, and back", every=24.0, needs="faketime",
+    skips="overlaps order early reaped", lasting=True,
+)  # fmt: skip
+async def server_clock(arena: Arena, rng: random.Random) -> dict[str, Any]:
+    assert arena.clock is not None
+    arena.clock.write_text("+7200")
+    await asyncio.sleep(8.0)
+    arena.clock.write_text("+0")
+    await asyncio.sleep(8.0)
+    # Ahead again: what was enqueued in the meantime that never was is due then.
+    arena.clock.write_text("+7300")
+    return {"jumps": ["+2 h", "-2 h", "+2 h"]}

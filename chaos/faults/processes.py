@@ -1,0 +1,141 @@
+"""Processes: killed, stopped, blocked, hung, poisoned, drained."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+from chaos.faults.row import fault
+from tests.e2e.kit import G, L
+
+if TYPE_CHECKING:
+    from chaos.arena import Arena, Member
+
+
+@fault("F1", "kill -9", "a runner is killed", every=2.0)
+async def runner_killed(arena: Arena, rng: random.Random) -> dict[str, Any]:
+    member = arena.pick(rng)
+    pids = sorted(member.process.runners)
+    if not pids:
+        return {"count": 0}
+    victim = rng.choice(pids)
+    arena.killed([victim])
+    member.process.signal(signal.SIGKILL, victim)
+    return {"worker": member.index}
+
+
+@fault("F2", "kill -9", "a whole worker is killed, and started again after a second", every=12.0)
+async def worker_killed(arena: Arena, rng: random.Random) -> dict[str, Any]:
+    member = arena.pick(rng)
+    arena.excuse(member)
+    family = member.process.family
+    member.process.signal(signal.SIGKILL, *family)
+    await asyncio.sleep(1.0)
+    member.start()
+    return {"worker": member.index, "processes": len(family)}
+
+
+@fault("F3", "kill -9", "a keeper alone is killed", every=3.0)
+async def keeper_killed(arena: Arena, rng: random.Random) -> dict[str, Any]:
+    member = arena.pick(rng)
+    keepers = member.process.keepers
+    if not keepers:
+        return {"count": 0}
+    member.process.signal(signal.SIGKILL, *keepers)
+    return {"worker": member.index}
+
+
+async def _stop(arena: Arena, member: Member, seconds: float) -> None:
+    stopped = member.process.family
+    member.process.signal(signal.SIGSTOP, *stopped)
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        member.process.signal(signal.SIGCONT, *stopped)
+
+
+@fault("F4", "SIGSTOP/CONT", "a whole worker stands still for longer than its lease", every=22.0, lasting=True)
+async def worker_stopped(arena: Arena, rng: random.Random) -> dict[str, Any]:
+    member = arena.pick(rng)
+    arena.excuse(member)
+    await _stop(arena, member, arena.lease * 1.5)
+    return {"worker": member.index}
+
+
+@fault("F4b", "SIGSTOP/CONT", "one process stands still for less than the lease", every=1.5)
+async def process_stopped(arena: Arena, rng: random.Random) -> dict[str, Any]:
+    member = arena.pick(rng)
+    family = sorted(member.process.family)
+    victim = family[rng.randrange(len(family))]
+    member.process.signal(signal.SIGSTOP, victim)
+    try:
+        await asyncio.sleep(rng.uniform(0.1, 1.0))
+    finally:
+        member.process.signal(signal.SIGCONT, victim)
+    return {"worker": member.index}
+
+
+async def _occupy(arena: Arena, type: str, **payload: Any) -> dict[str, Any]:
+    start = time.monotonic()
+    await arena.workload.submit(type, **payload)
+    await asyncio.sleep(payload.get("seconds", 0.0))
+    return {"seconds": round(time.monotonic() - start, 1)}
+
+
+@fault("F5", "blocked loop", "a handler blocks the event loop for longer than the lease", every=14.0, lasting=True)
+async def loop_blocked(arena: Arena, rng: random.Random) -> dict[str, Any]:
+    return await _occupy(arena, "block", seconds=arena.lease * 1.5)
+
+
+@fault("F6", "held GIL", "a handler holds the GIL for longer than the lease", every=18.0, lasting=True)
+async def gil_held(arena: Arena, rng: random.Random) -> dict[str, Any]:
+    return await _occupy(arena, "gil", seconds=arena.lease * 1.2)
+
+
+@fault("F7", "hang", "a handler never ends", every=8.0)
+async def handler_hangs(arena: Arena, rng: random.Random) -> dict[str, Any]:
+    return await _occupy(arena, "hang")
+
+
+@fault("F8", "poison", "a task kills every process that runs it", every=5.0)
+async def poisoned(arena: Arena, rng: random.Random) -> dict[str, Any]:
+    return await _occupy(arena, "poison", how=rng.choice(["exit", "segfault"]))
+
+
+@fault("F10", "drain", "SIGTERM under load; a new worker after it", every=12.0)
+async def drained(arena: Arena, rng: random.Random) -> dict[str, Any]:
+    return await _told_to_end(arena, rng, 1)
+
+
+@fault("F12", "drain", "SIGTERM twice, a second apart; a new worker after it", every=12.0)
+async def drained_at_once(arena: Arena, rng: random.Random) -> dict[str, Any]:
+    return await _told_to_end(arena, rng, 2)
+
+
+@fault("F13", "drain", "rolling restart: the new worker first, then SIGTERM for the old", every=10.0)
+async def rolled(arena: Arena, rng: random.Random) -> dict[str, Any]:
+    member = arena.pick(rng)
+    old = member.process
+    member.start()
+    start = time.monotonic()
+    code = await old.stop(G + 30)
+    return {"worker": member.index, "exit": code, "took": round(time.monotonic() - start, 2)}
+
+
+async def _told_to_end(arena: Arena, rng: random.Random, signals: int) -> dict[str, Any]:
+    member = arena.pick(rng)
+    start = time.monotonic()
+    for n in range(signals):
+        if n:
+            await asyncio.sleep(1.0)
+        member.process.signal(signal.SIGTERM)
+    code = await member.process.ended(G + 30)
+    took = time.monotonic() - start
+    member.start()
+    return {"worker": member.index, "exit": code, "took": round(took, 2)}
+
+
+assert L < 10  # the intervals above are those of the test profile

@@ -1,0 +1,49 @@
+"""The table of faults."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from chaos.arena import Arena
+
+Inject = Callable[["Arena", random.Random], Awaitable[dict[str, Any] | None]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A row: what the ledger counts it as, how often it comes (seconds), what kind of arena it needs.
+
+    `needs`: `proxy` (every connection through our proxy), `packets` (root and iptables), `faketime`, `tmpfs`, `standby`,
+    `pooler`. `skips`: statements of the audit that cannot hold under it. `lasting`: recovery is measured from its end.
+    """
+
+    row: str
+    kind: str
+    about: str
+    every: float
+    inject: Inject
+    needs: frozenset[str] = frozenset()
+    skips: frozenset[str] = frozenset()
+    lasting: bool = False
+
+
+FAULTS: dict[str, Fault] = {}
+
+
+def fault(
+    row: str, kind: str, about: str, *, every: float, needs: str = "", skips: str = "", lasting: bool = False
+) -> Callable[[Inject], Inject]:
+    """Register a row."""
+
+    def register(inject: Inject) -> Inject:
+        assert row not in FAULTS
+        FAULTS[row] = Fault(
+            row, kind, about, every, inject, frozenset(needs.split()), frozenset(skips.split()), lasting
+        )
+        return inject
+
+    return register

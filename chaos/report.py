@@ -1,0 +1,130 @@
+"""One page a run, with a picture; and the ledger, which adds the runs up."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from chaos.faults import FAULTS
+from chaos.nemesis import Injection
+from chaos.recovery import rate
+
+
+def picture(path: Path, times: Sequence[float], injections: Sequence[Injection], began: float, ended: float) -> None:
+    """Completions a second over the run, with every fault."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(10, 3.2), dpi=110)
+    seconds = [began + n * 0.5 for n in range(int((ended - began) * 2))]
+    axes.plot([s - began for s in seconds], [rate(times, s) for s in seconds], linewidth=1.2, color="#1f5fa8")
+    colours = {row: f"C{n}" for n, row in enumerate(dict.fromkeys(i.row for i in injections))}
+    for row, colour in colours.items():
+        for n, found in enumerate(i for i in injections if i.row == row):
+            label = f"{row} {FAULTS[row].kind}" if n == 0 else None
+            width = max(found.end - found.start, 0.15)
+            axes.axvspan(found.start - began, found.start - began + width, color=colour, alpha=0.3, label=label)
+    axes.set(xlabel="seconds", ylabel="completions/s", xlim=(0, ended - began), ylim=(0, None))
+    axes.legend(loc="upper right", fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def page(summary: Mapping[str, Any], verdict: Any) -> str:
+    """The Markdown of one run."""
+    lines = [
+        f"# Chaos run, seed {summary['seed']}: {'nothing violated' if summary['ok'] else 'VIOLATED'}",
+        "",
+        (
+            f"`{summary['command']}` on PostgreSQL {summary['postgres']}, {summary['seconds']:.0f} s, "
+            f"{summary['rate']:g} tasks/s, {summary['workers']} workers."
+        ),
+        "",
+        (
+            f"{summary['acknowledged']:,} tasks acknowledged, **{summary['lost']} lost**, {summary['starts']:,} starts, "
+            f"**{summary['unexplained']} unexplained**. Calm rate {summary['calm']:.0f}/s."
+        ),
+        "",
+        "![Completions over time](timeline.png)",
+        "",
+        "| row | what was done | injected | recovery median | worst |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    for row, figures in summary["rows"].items():
+        worst = figures.get("worst")
+        shown = "not in time" if worst is None and figures.get("measured") else "" if worst is None else f"{worst} s"
+        lines.append(
+            f"| {row} | {FAULTS[row].about} | {figures['injected']} | {figures.get('median', '')} s | {shown} |"
+        )
+    if summary.get("rerun"):
+        lines += ["", f"Tasks of killed runners ran again after {summary['rerun']} s (median, 99 %, worst)."]
+    for name, rows in verdict.violations.items():
+        lines += ["", f"## {name}: {len(rows)} violations", ""]
+        for found in rows[:3]:
+            lines.append(f"- {found.get('what')}: task {found.get('task_id')}, {found.get('detail', '')}")
+            lines += [f"  - {change}" for change in verdict.histories.get(str(found.get("task_id")), [])]
+    return "\n".join(lines) + "\n"
+
+
+def add_to_ledger(path: Path, summary: Mapping[str, Any]) -> None:
+    """One more run."""
+    runs = json.loads(path.read_text()) if path.exists() else []
+    runs.append(dict(summary))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(runs, indent=1) + "\n")
+
+
+def totals(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The ledger's sums: faults by row and by kind, tasks, lost, unexplained; worst recoveries by row."""
+    by_row: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        for row, figures in run["rows"].items():
+            by_row[row] += figures["injected"]
+            kinds[FAULTS[row].kind] += figures["injected"]
+            if figures.get("measured"):
+                rows.setdefault(row, []).append(figures)
+    return {
+        "rows": dict(by_row),
+        "kinds": dict(kinds),
+        "recovery": rows,
+        "runs": len(runs),
+        **{
+            key: sum(run[key] for run in runs)
+            for key in ("acknowledged", "lost", "starts", "unexplained", "violations")
+        },
+    }
+
+
+def ledger_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """The matrix with its figures, as Markdown."""
+    found = totals(runs)
+    lines = ["| row | fault | injected | recovery, median | worst |", "| --- | --- | ---: | ---: | ---: |"]
+    for row in FAULTS:
+        if row not in found["rows"]:
+            continue
+        measured = found["recovery"].get(row, [])
+        middle = sorted(m["median"] for m in measured)
+        worsts = [m["worst"] for m in measured]
+        worst = "not in time" if None in worsts else f"{max(worsts):.1f} s" if worsts else ""
+        shown = f"{middle[len(middle) // 2]:.1f} s" if middle else ""
+        lines.append(f"| {row} | {FAULTS[row].about} | {found['rows'][row]:,} | {shown} | {worst} |")
+    lines += [
+        "",
+        "| kind of fault | injected |",
+        "| --- | ---: |",
+        *(f"| {kind} | {n:,} |" for kind, n in sorted(found["kinds"].items(), key=lambda kv: -kv[1])),
+        "",
+        (
+            f"{found['runs']} runs, {found['acknowledged']:,} tasks acknowledged: **{found['lost']} lost**; {found['starts']:,} "
+            f"starts: **{found['unexplained']} unexplained**; {found['violations']} violations of any invariant."
+        ),
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,175 @@
+"""One run from the arena to the verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from chaos import recovery, report
+from chaos.arena import SLOTS, Arena
+from chaos.checker import Evidence, Verdict, judge, read_notes
+from chaos.faults import FAULTS
+from chaos.nemesis import Injection, disturb
+from chaos.plan import mixed, plan
+from tests.e2e.kit import L
+from tests.factories import Connection
+
+CALM = 15.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to run."""
+
+    seed: int
+    rows: tuple[str, ...]
+    seconds: float
+    rate: float = 100.0
+    workers: int = 2
+    processes: int = 1
+    pace: float = 1.0
+    calm: float = CALM
+    lease: float = L
+    postgres: int | None = None
+    drain: float = 120.0
+    out: Path | None = None
+    proxied: bool = False
+    every: float = 0.0  # one fault of any row each so many seconds, instead of row after row
+
+
+async def run(order: Order) -> tuple[dict[str, Any], Verdict]:
+    """The run; answers its figures and the verdict, having written the page if it has a folder."""
+    needs = frozenset().union(*(FAULTS[row].needs for row in order.rows))
+    arena = Arena(
+        seed=order.seed,
+        workers=order.workers,
+        processes=order.processes,
+        rate=order.rate,
+        needs=needs | ({"proxy"} if order.proxied else frozenset()),
+        postgres=order.postgres,
+        lease=order.lease,
+    )
+    try:
+        async with arena:
+            summary, verdict, shown = await _run(order, arena)
+        if order.out is not None and not summary["ok"]:
+            (order.out / "workers.log").write_text("\n".join(member.logs() for member in arena.members))
+    finally:
+        arena.remove()
+    if order.out is not None:
+        report.picture(order.out / "timeline.png", *shown)
+        (order.out / "report.md").write_text(report.page(summary, verdict))
+    return summary, verdict
+
+
+# Refused settlements, by what they wished for and how the attempt they spoke for really ended.
+_REJECTED = """SELECT t.type, r.reason, e.event, left(e.reason, 40), count(*) FROM dhara.task_history AS r
+               JOIN dhara.tasks AS t ON t.id = r.task_id
+               LEFT JOIN dhara.task_history AS e ON e.task_id = r.task_id AND e.lease = r.lease AND e.claim_seq IS NOT NULL
+               WHERE r.event = 'SETTLE_REJECTED' GROUP BY 1, 2, 3, 4 ORDER BY 5 DESC LIMIT 20"""
+Shown = tuple[list[float], list[Injection], float, float]
+
+
+async def _run(order: Order, arena: Arena) -> tuple[dict[str, Any], Verdict, Shown]:
+    if order.out is not None:
+        order.out.mkdir(parents=True, exist_ok=True)
+    if order.every:
+        steps = mixed(order.seed, order.rows, order.seconds, calm=order.calm, every=order.every)
+    else:
+        steps = plan(order.seed, order.rows, order.seconds, calm=order.calm, pace=order.pace)
+    work = asyncio.create_task(arena.workload.run())
+    began = time.time()
+    log = (order.out or arena.folder) / "faults.jsonl"
+    with log.open("w") as file:
+        injections = await disturb(arena, steps, file)
+    await asyncio.sleep(min(8.0, order.calm))  # time to recover from the last one, under load
+    ended = time.time()
+    work.cancel()
+    with suppress(asyncio.CancelledError):
+        await work
+    await arena.workload.finish()
+    drained = await arena.until_final(order.drain)
+    took = time.time() - ended
+    await asyncio.sleep(0.5)
+    db = await arena.connect()
+    try:
+        verdict = await judge(db, _evidence(order, arena))
+        times = await recovery.completions(db)
+        calm = median([recovery.rate(times, began + n) for n in range(1, max(3, int(order.calm) - 1))])
+        summary = {
+            "seed": order.seed,
+            "command": f"python -m chaos {shlex.join(sys.argv[1:])}",
+            "postgres": arena.binaries.version,
+            "seconds": ended - began,
+            "rate": order.rate,
+            "workers": order.workers,
+            "acknowledged": len(arena.workload.acknowledged),
+            "slowest_enqueue": round(arena.workload.slowest, 2),
+            "starts": await db.fetchval("SELECT count(*) FROM dhara.attempts"),
+            "lost": verdict.lost,
+            "unexplained": verdict.unexplained,
+            "violations": sum(map(len, verdict.violations.values())),
+            "calm": round(calm, 1),
+            "drained": round(took, 1) if drained else None,
+            "rows": _rows(order, injections, times, calm, ended),
+            "rerun": _spread(await recovery.reruns(db, arena.deaths)),
+            "events": await _counts(db, "SELECT event, count(*) FROM dhara.task_history GROUP BY event ORDER BY 1"),
+            "reasons": await _counts(db, "SELECT reason, count(*) FROM dhara.tasks WHERE status = 'DEAD' GROUP BY 1"),
+            "rejected": [list(row) for row in await db.fetch(_REJECTED)],
+            "errors": sorted({i.error for i in injections if i.error}),
+            "exits": [code for member in arena.members for code in member.exits],
+            "told": [i.told for i in injections if i.told.keys() & {"exit", "promotion", "server fell"}][:50],
+        }
+    finally:
+        await db.close()
+    summary["ok"] = not verdict.violations and not summary["lost"] and drained
+    return summary, verdict, (times, injections, began, ended)
+
+
+async def _counts(db: Connection, query: str) -> dict[str, int]:
+    return {row[0]: row[1] for row in await db.fetch(query)}
+
+
+def _evidence(order: Order, arena: Arena) -> Evidence:
+    work = arena.workload
+    return Evidence(
+        acknowledged=work.acknowledged,
+        hashes=work.hashes,
+        asked=work.asked,
+        notes=read_notes(arena.notes),
+        deaths=arena.deaths,
+        excused=frozenset(arena.excused),
+        slots=SLOTS,
+        lease=order.lease,
+        bound=order.lease + 6.0,
+        secrets=arena.secrets(),
+        texts=[member.logs() for member in arena.members],
+        skips=frozenset().union(*(FAULTS[row].skips for row in order.rows)),
+        poison_expected=order.rows == ("F8",),
+    )
+
+
+def _rows(
+    order: Order, injections: list[Injection], times: list[float], calm: float, ended: float
+) -> dict[str, dict[str, Any]]:
+    counts: Counter[str] = Counter()
+    for injection in injections:
+        counts[injection.row] += injection.count
+    clock = any("overlaps" in FAULTS[row].skips for row in order.rows)
+    measured = {} if clock else recovery.recoveries(times, injections, calm, ended)
+    return {row: {"injected": counts[row], **measured.get(row, {})} for row in order.rows}
+
+
+def _spread(values: list[float]) -> list[float]:
+    """Median, 99th percentile, worst."""
+    if not values:
+        return []
+    return [round(values[int(len(values) * q)], 2) for q in (0.5, 0.99)] + [round(values[-1], 2)]

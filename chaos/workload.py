@@ -1,0 +1,112 @@
+"""The workload W (`trust.md` 2.1): tasks at a steady rate, each enqueued until it is acknowledged, under one idempotency
+key. What was asked and what was acknowledged stands in files; an acknowledgement counts once it is on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+from chaos.handlers import digest
+from dhara import AsyncClient
+from dhara.errors import DharaError
+
+# type -> its share of the whole
+MIX: Mapping[str, float] = {
+    "noop": 0.70, "effect": 0.10, "sleep": 0.08, "exclusive": 0.02, "flaky": 0.05, "fail": 0.02, "cpu": 0.02,
+}  # fmt: skip
+CANCELED = 0.01
+_TICK = 0.05
+_MOST_OPEN = 2_000
+_RETRIES = {"fail": 2, "hang": 1}
+
+
+class Workload:
+    """Enqueues from its own client; knows everything that was promised to it."""
+
+    def __init__(self, client: AsyncClient, folder: Path, rng: random.Random, rate: float) -> None:
+        self._client = client
+        self._rng = rng
+        self._rate = rate
+        self._file = (folder / "acknowledged.jsonl").open("w")
+        self._unsynced: list[str] = []
+        self._open: set[asyncio.Task[None]] = set()
+        self._n = 0
+        self.asked: dict[str, str] = {}
+        self.acknowledged: dict[UUID, str] = {}
+        self.hashes: dict[UUID, str] = {}
+        self.slowest = 0.0
+        self.errors = 0
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        due, last = 0.0, time.monotonic()
+        while True:
+            await asyncio.sleep(_TICK)
+            now = time.monotonic()
+            due = min(due + (now - last) * self._rate, self._rate)
+            last = now
+            while due >= 1 and len(self._open) < _MOST_OPEN:
+                due -= 1
+                self.submit(self._rng.choices(list(MIX), list(MIX.values()))[0])
+            self._sync()
+
+    def submit(self, type: str, **payload: Any) -> asyncio.Task[None]:
+        """Enqueue one more, in the background."""
+        self._n += 1
+        payload = payload or self._payload(type)
+        task = asyncio.create_task(self._enqueue(f"{self._n}-{uuid4().hex[:8]}", type, payload))
+        self._open.add(task)
+        task.add_done_callback(self._open.discard)
+        return task
+
+    async def finish(self, timeout: float = 60) -> None:
+        """Every task that was asked for is acknowledged, and on disk."""
+        if self._open:
+            await asyncio.wait(self._open, timeout=timeout)
+        self._sync()
+        self._file.close()
+
+    def _payload(self, type: str) -> dict[str, Any]:
+        if type in ("noop", "effect"):
+            return {"n": self._n, "text": "é" * self._rng.randrange(60)}
+        if type in ("sleep", "exclusive"):
+            return {"seconds": round(self._rng.uniform(0.05, 0.5), 3)}
+        return {"seconds": 0.2} if type == "cpu" else {}
+
+    async def _enqueue(self, key: str, type: str, payload: dict[str, Any]) -> None:
+        self.asked[key] = type
+        start = time.monotonic()
+        handle = None
+        while handle is None:
+            try:
+                retries = _RETRIES.get(type, 20)
+                handle = await self._client.enqueue(type, payload, idempotency_key=key, max_retries=retries)
+            except (DharaError, OSError, TimeoutError):
+                self.errors += 1
+                await asyncio.sleep(0.1 + self._rng.random() * 0.4)
+        self.slowest = max(self.slowest, time.monotonic() - start)
+        self._unsynced.append(json.dumps({"id": str(handle.id), "key": key, "type": type, "hash": digest(payload)}))
+        if self._rng.random() < CANCELED:
+            await asyncio.sleep(self._rng.random() * 0.3)
+            with suppress(DharaError, OSError, TimeoutError):
+                await self._client.cancel(handle.id)
+
+    def _sync(self) -> None:
+        lines, self._unsynced = self._unsynced, []
+        if not lines:
+            return
+        self._file.write("\n".join(lines) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        for line in map(json.loads, lines):
+            self.acknowledged[UUID(line["id"])] = line["type"]
+            self.hashes[UUID(line["id"])] = line["hash"]

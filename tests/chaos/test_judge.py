@@ -1,0 +1,144 @@
+"""The judge of chaos runs: silent on a sound run; each invariant it adds to the audit's is shown a history that breaks it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from chaos import plan, recovery, report
+from chaos.checker import Evidence, Notes, Run, judge, read_notes
+from chaos.faults import FAULTS
+from chaos.handlers import NOTES, digest, note
+from chaos.nemesis import Injection
+from dhara.domain.lifecycle import State
+from dhara.domain.task import Task
+from tests.factories import Connection, history, make_task
+
+Break = Callable[[Evidence], None]
+
+
+def _more(evidence: Evidence, *runs: Run) -> None:
+    evidence.notes = Notes([*evidence.notes.runs, *runs], evidence.notes.hashes)
+
+
+def _again(evidence: Evidence, **changes: object) -> Run:
+    return Run(**(vars(evidence.notes.runs[0]) | changes))
+
+
+def _crowd(evidence: Evidence) -> None:
+    _more(evidence, *(_again(evidence, task=uuid4(), lease=uuid4()) for _ in range(evidence.slots)))
+
+
+# invariant -> what breaks it: the evidence itself, or (text) the database, $1 the task
+BROKEN: dict[str, Break | str] = {
+    "I1": lambda e: setattr(e, "acknowledged", {**e.acknowledged, uuid4(): "noop"}),
+    "I2": lambda e: setattr(e, "asked", {}),
+    "I10": "UPDATE dhara.task_history SET event = 'REAPED', reason = 'lease lost: silent', worker_id = w.id"
+    " FROM dhara.workers AS w WHERE task_id = $1",
+    "I11": "UPDATE dhara.task_history SET event = 'REAPED', claimed_at = at - interval '1 hour', worker_id = w.id"
+    " FROM dhara.workers AS w WHERE task_id = $1",
+    "I12": lambda e: _more(e, _again(e, lease=uuid4(), attempt=2)),
+    "I13": lambda e: _more(e, _again(e, lease=uuid4(), attempt=2, start=5.0, end=6.0)),
+    "I13 twice": lambda e: _more(e, _again(e, start=5.0, end=6.0)),
+    "I14": "INSERT INTO effects (task, attempt) VALUES ($1, 1)",
+    "I18": _crowd,
+    "I22": lambda e: setattr(e, "hashes", {task: digest("other") for task in e.hashes}),
+    "I22 handler": lambda e: setattr(e, "notes", Notes(e.notes.runs, [(e.notes.hashes[0][0], digest("other"))])),
+    "I23": lambda e: setattr(e, "texts", ["connecting with canary"]),
+    "I23 stored": "UPDATE dhara.tasks SET last_error = 'no canary' WHERE id = $1",
+    "F8": "UPDATE dhara.tasks SET status = 'DEAD', reason = 'poison' WHERE id = $1",
+}
+
+
+async def _evidence(db: Connection, task: Task) -> Evidence:
+    (ended,) = await history(db, task.id)
+    run = Run(task.id, 1, ended["lease"], task.type, 77, 1.0, 2.0)
+    return Evidence(
+        acknowledged={task.id: task.type},
+        hashes={task.id: digest({"n": 1})},
+        asked={"k": task.type},
+        notes=Notes([run], [(task.id, digest({"n": 1}))]),
+        deaths=[(77, ended["at"].timestamp() - 60)],
+        secrets=["canary"],
+        texts=["nothing of note"],
+        poison_expected=True,
+    )
+
+
+@pytest.mark.parametrize("name", ["none", *BROKEN])
+async def test_a_run_is_judged(db: Connection, name: str) -> None:
+    await db.execute("CREATE TABLE effects (task uuid NOT NULL, attempt int NOT NULL)")
+    await db.execute(
+        "INSERT INTO dhara.workers (id, pid, slots, host, version, types, queues)"
+        " VALUES (gen_random_uuid(), 77, 16, 'h', 'v', '{}', '{}')"
+    )
+    task = await make_task(db, State.COMPLETED, type="effect", payload='{"n": 1}', idempotency_key="k")
+    await db.execute("INSERT INTO effects VALUES ($1, 1)", task.id)
+    evidence = await _evidence(db, task)
+    breaking = BROKEN.get(name)
+    if isinstance(breaking, str):
+        await db.execute("SET session_replication_role = replica")
+        await db.execute(breaking, task.id)
+    elif breaking is not None:
+        breaking(evidence)
+    verdict = await judge(db, evidence)
+    assert (name == "none") == (not verdict.violations)
+    if name != "none":
+        assert name.split()[0] in verdict.violations, verdict.violations
+        assert verdict.lost == (name == "I1")
+    if name == "I14":
+        assert any("COMPLETED" in line for line in verdict.histories[str(task.id)])
+
+
+def test_overlaps_are_excused_where_a_side_was_silenced_but_never_for_exclusive() -> None:
+    from chaos.checker import overlapping
+
+    def run(attempt: int, pid: int, type: str) -> Run:
+        return Run(UUID(int=1), attempt, uuid4(), type, pid, float(attempt), attempt + 5.0)
+
+    for type, excused in (("noop", 0), ("exclusive", 1)):
+        assert len(overlapping([run(1, 10, type), run(2, 20, type)], [10])) == excused
+    assert len(overlapping([run(1, 10, "noop"), run(2, 20, "noop")], [30])) == 1
+
+
+def test_notes_survive_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(NOTES, str(tmp_path))
+    first, second = ({"task": str(uuid4()), "attempt": 1, "lease": str(uuid4()), "type": "noop"} for _ in range(2))
+    note(what="start", **first)
+    note(what="start", **second)
+    note(what="end", **first)
+    runs = {str(run.task): run for run in read_notes(tmp_path).runs}
+    assert runs[str(first["task"])].end is not None
+    assert runs[str(second["task"])].end is None
+    assert runs[str(first["task"])].pid == os.getpid()
+
+
+def test_a_seed_gives_one_schedule() -> None:
+    rows = ["F1", "F16"]
+    assert plan.plan(7, rows, 120) == plan.plan(7, rows, 120) != plan.plan(8, rows, 120)
+    assert plan.mixed(7, rows, 600) == plan.mixed(7, rows, 600) != plan.mixed(8, rows, 600)
+    steps = plan.plan(7, rows, 120, pace=2)
+    assert {step.row for step in steps} == set(rows)
+    assert [step.at for step in steps] == sorted(step.at for step in steps)
+    assert len(steps) > 1.8 * len(plan.plan(7, rows, 120))
+
+
+def test_recovery_and_the_ledger(tmp_path: Path) -> None:
+    """100/s, nothing for three seconds from second 10 on, then 100/s again."""
+    times = [n / 100 for n in range(3_000) if not 10 <= n / 100 < 13]
+    injection = Injection("F1", "kill -9", start=10.0, end=10.1)
+    (figures,) = recovery.recoveries(times, [injection], 100.0, 30.0).values()
+    assert 2.8 <= figures["worst"] <= 3.1
+    ledger = tmp_path / "ledger.json"
+    base = {"acknowledged": 5, "lost": 0, "starts": 6, "unexplained": 0, "violations": 0}
+    for injected in (3, 4):
+        report.add_to_ledger(ledger, base | {"rows": {"F1": {"injected": injected, **figures}}})
+    import json
+
+    totals = report.totals(json.loads(ledger.read_text()))
+    assert (totals["rows"], totals["kinds"], totals["acknowledged"]) == ({"F1": 7}, {"kill -9": 7}, 10)
+    assert FAULTS["F1"].about in report.ledger_table(json.loads(ledger.read_text()))
