@@ -134,7 +134,12 @@ _PLAN_LIFETIME = 30
 
 # The server's side of the same: a session whose client was cut off must not hold its locks, and the horizon of VACUUM,
 # until the kernel's two hours have passed.
-LINK = {"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "2", "tcp_keepalives_count": "3", "tcp_user_timeout": "8000"}
+LINK = {
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "8000",
+}
 
 
 def _connect_options(settings: DatabaseSettings, application: str) -> dict[str, Any]:
