@@ -1,4 +1,9 @@
-"""Waiting for what happens instead of for time to pass."""
+"""Waiting for what happens instead of for time to pass.
+
+How long a test waits in vain costs only a test that fails, so it is long: this machine may be busy. Where a test asserts
+that something happens *soon*, its bound lies far from both: from what a busy machine needs, and from what would pass if
+the thing asserted were broken (the next poll, the lease, the handler's own end).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,8 @@ from typing import Any, TypeVar, overload
 import asyncpg
 
 T = TypeVar("T")
+
+PATIENCE = 30.0
 
 
 class Signal:
@@ -25,21 +32,23 @@ class Signal:
         self.values.append(value)
         self.fired += 1
 
-    async def wait(self, times: int = 1, timeout: float = 10) -> list[Any]:
+    async def wait(self, times: int = 1, timeout: float = PATIENCE) -> list[Any]:
         """Return once it has fired at least `times`; answers the values. Raises `AssertionError` after `timeout` seconds."""
         await eventually(lambda: self.fired >= times, timeout, f"{self.name} to fire {times} times")
         return self.values
 
 
 @overload
-async def eventually(predicate: Callable[[], Awaitable[T]], timeout: float = 10, what: str | None = None) -> T: ...
+async def eventually(
+    predicate: Callable[[], Awaitable[T]], timeout: float = PATIENCE, what: str | None = None
+) -> T: ...
 
 
 @overload
-async def eventually(predicate: Callable[[], T], timeout: float = 10, what: str | None = None) -> T: ...
+async def eventually(predicate: Callable[[], T], timeout: float = PATIENCE, what: str | None = None) -> T: ...
 
 
-async def eventually(predicate: Callable[[], Any], timeout: float = 10, what: str | None = None) -> Any:
+async def eventually(predicate: Callable[[], Any], timeout: float = PATIENCE, what: str | None = None) -> Any:
     """The first true answer of `predicate` (sync or async), asked again and again for at most `timeout` seconds."""
     deadline = time.monotonic() + timeout
     pause = 0.001
@@ -56,7 +65,7 @@ async def eventually(predicate: Callable[[], Any], timeout: float = 10, what: st
         pause = min(pause * 1.5, 0.05)
 
 
-async def blocked_on_lock(db: asyncpg.Connection[asyncpg.Record], pid: int, timeout: float = 10) -> None:
+async def blocked_on_lock(db: asyncpg.Connection[asyncpg.Record], pid: int, timeout: float = PATIENCE) -> None:
     """Return once the session `pid` really waits for a lock, as `db`, another session, sees it."""
 
     async def waits() -> bool:

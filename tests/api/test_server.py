@@ -41,7 +41,7 @@ class Running:
         self._started.set()
 
     async def start(self) -> Running:
-        await asyncio.wait_for(self._started.wait(), 10)
+        await asyncio.wait_for(self._started.wait(), 30)
         return self
 
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -54,7 +54,7 @@ class Running:
             for piece in pieces:
                 writer.write(piece)
                 await writer.drain()
-            return await asyncio.wait_for(reader.read(), 10)
+            return await asyncio.wait_for(reader.read(), 30)
         except ConnectionError:
             return b""
         finally:
@@ -72,7 +72,7 @@ async def running(shared_pool: Pool) -> AsyncIterator[Running]:
     made = await Running(create_app(pool=shared_pool, settings=Settings())).start()
     yield made
     made.stop.set()
-    await asyncio.wait_for(made.task, 15)
+    await asyncio.wait_for(made.task, 30)
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -82,7 +82,7 @@ async def pool(shared_pool: Pool) -> Pool:
 
 async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
     """One answer on a connection that stays open."""
-    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).decode("latin-1").split("\r\n")
+    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)).decode("latin-1").split("\r\n")
     headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
     body = await reader.readexactly(int(headers["content-length"]))
     return int(head[0].split(" ")[1]), headers, body
@@ -208,7 +208,7 @@ async def test_slow_clients_are_cut_off(running: Running, monkeypatch: pytest.Mo
     writer.write(request())
     assert (await answer(reader))[0] == 201
     writer.write(b"GET /livez")
-    assert b"request_timeout" in await asyncio.wait_for(reader.read(), 10)
+    assert b"request_timeout" in await asyncio.wait_for(reader.read(), 30)
     await hang_up(writer)
 
 
@@ -239,7 +239,7 @@ async def test_stopping_ends_long_polls_and_answers_what_is_under_way(pool: Pool
     running.stop.set()
     status, headers, _ = await answer(reader)
     assert (status, headers["connection"]) == (202, "close")
-    await asyncio.wait_for(running.task, 10)
+    await asyncio.wait_for(running.task, 30)
     await hang_up(writer)
     with pytest.raises(OSError, match=r"."):
         await running.open()
@@ -257,7 +257,7 @@ async def test_too_many_connections_are_a_503(pool: Pool, monkeypatch: pytest.Mo
     assert json.loads(found.partition(b"\r\n\r\n")[2])["code"] == "overloaded"
     await hang_up(writer)
     crowded.stop.set()
-    await asyncio.wait_for(crowded.task, 15)
+    await asyncio.wait_for(crowded.task, 30)
 
 
 async def test_a_taken_port_is_one_clear_line(pool: Pool) -> None:

@@ -274,7 +274,7 @@ async def test_retry_after_is_heeded(remote: AsyncClient, line: Line) -> None:
     loop = asyncio.get_running_loop()
     start = loop.time()
     await remote.enqueue("t")
-    assert 1 <= loop.time() - start < 3
+    assert loop.time() - start >= 1
 
 
 async def test_patience_has_an_end(line: Line) -> None:
@@ -370,7 +370,7 @@ async def url(pool: Pool) -> AsyncIterator[str]:
     serving = asyncio.create_task(
         serve(app, host="127.0.0.1", port=0, stop=stop, on_started=lambda host, port: started.set_result(port), grace=1)
     )
-    yield f"http://127.0.0.1:{await asyncio.wait_for(started, 10)}"
+    yield f"http://127.0.0.1:{await asyncio.wait_for(started, 30)}"
     stop.set()
     await serving
 

@@ -74,7 +74,7 @@ class Crew:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
-    def stop(self, timeout: float = G + 10) -> int:
+    def stop(self, timeout: float = G + 30) -> int:
         """SIGTERM; the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout)

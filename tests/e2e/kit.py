@@ -84,12 +84,12 @@ class WorkerProcess:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
-    async def ended(self, timeout: float = 20) -> int:
+    async def ended(self, timeout: float = 60) -> int:
         """The exit code, once it has ended."""
         await eventually(lambda: self.popen.poll() is not None, timeout, f"worker {self.pid} to end")
         return int(self.popen.returncode)
 
-    async def stop(self, timeout: float = 20) -> int:
+    async def stop(self, timeout: float = 60) -> int:
         """SIGTERM; the exit code."""
         self.signal(signal.SIGTERM)
         return await self.ended(timeout)
@@ -134,7 +134,7 @@ class Fleet:
         try:
             for worker in self.workers:
                 await worker.ended()
-            await eventually(lambda: not self.left(), 5, "every process of the fleet to be gone")
+            await eventually(lambda: not self.left(), what="every process of the fleet to be gone")
         finally:
             for pid in self.left():
                 with suppress(ProcessLookupError):
@@ -167,7 +167,7 @@ class Facts:
     async def connection(self) -> Connection:
         """One that works, a new one after an outage."""
         if self._connection is None or self._connection.is_closed():
-            self._connection = await asyncpg.connect(self.dsn, timeout=5)
+            self._connection = await asyncpg.connect(self.dsn, timeout=30)
         return self._connection
 
     async def close(self) -> None:
@@ -191,7 +191,7 @@ class Facts:
     async def rows(self, query: str, *args: Any) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in await (await self.connection()).fetch(query, *args)]
 
-    async def until(self, query: str, *args: Any, timeout: float = 30) -> None:
+    async def until(self, query: str, *args: Any, timeout: float = 60) -> None:
         """Return once the query's first column is true."""
 
         async def true() -> bool:
@@ -202,7 +202,7 @@ class Facts:
 
         await eventually(true, timeout, " ".join(query.split()))
 
-    async def running(self, n: int, timeout: float = 30) -> None:
+    async def running(self, n: int, timeout: float = 60) -> None:
         """Return once exactly `n` tasks are RUNNING."""
         await self.until("SELECT count(*) = $1 FROM dhara.tasks WHERE status = 'RUNNING'", n, timeout=timeout)
 

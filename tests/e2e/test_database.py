@@ -76,8 +76,8 @@ async def test_crash_restarts_of_the_server(fleet: Fleet, facts: Facts, own_serv
         await asyncio.to_thread(own_server.restart, "immediate")
         watch = Stopwatch()
         done = "SELECT count(*) >= $1 FROM dhara.tasks WHERE status = 'COMPLETED'"
-        await facts.until(done, 200 * (n + 1) + 50, timeout=5 + 5)
-        assert watch() <= 5
+        await facts.until(done, 200 * (n + 1) + 50, timeout=30)
+        assert watch() <= 15
     await facts.all_final(ids)
     assert {state(pid) for pid in family} <= {"S", "R", "D"}, "no process has ended"
     assert await facts.states() == {"COMPLETED": 1_200}
@@ -105,13 +105,13 @@ async def test_an_outage_longer_than_the_lease(fleet: Fleet, facts: Facts, own_s
     outage = watch()
     assert (cpu_seconds(family) - used) / outage < 0.05 * len(workers) + 0.05, "nobody spins while it is away"
     await asyncio.to_thread(own_server.start)
-    await facts.all_final(short, timeout=10)
+    await facts.all_final(short, timeout=30)
     await facts.all_final(long)
     assert await facts.states() == {"COMPLETED": 35}
     assert await facts.events() == {}
     assert await facts.most_attempts() == 1
     fresh = await facts.enqueue("noop", times=100)
-    await facts.all_final(fresh, timeout=10)
+    await facts.all_final(fresh, timeout=30)
     assert {state(pid) for pid in family} <= {"S", "R", "D"}
     assert await facts.rows("SELECT DISTINCT state FROM dhara.workers") == [("live",)]
     for worker in workers:

@@ -37,7 +37,7 @@ async def test_one_effect_per_completed_task_under_kill_9(dsn: str, pool: Pool) 
             if victims:
                 one.kill(rng.choice(victims))
                 killed += 1
-        await eventually(lambda: one.runners() and other.runners(), 20, "runners to be back")
+        await eventually(lambda: one.runners() and other.runners(), 30, "runners to be back")
         await desk.until_final(60)
         everybody = [*one.everybody(), *other.everybody()]
     assert not alive(everybody)

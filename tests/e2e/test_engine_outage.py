@@ -44,7 +44,7 @@ async def test_an_outage_longer_than_the_lease(dsn: str, pool: Pool, tmp_path: P
             other_proxy.close()
             gone, processes = time.monotonic(), [*one.everybody(), *other.everybody()]
             await eventually(
-                lambda: all(marks(tmp_path, "end", id) for id in ids), 20, "all to end, without a database"
+                lambda: all(marks(tmp_path, "end", id) for id in ids), 30, "all to end, without a database"
             )
             at, used = proxy.accepted, cpu_seconds(processes)
             settled = time.monotonic()
@@ -55,7 +55,7 @@ async def test_an_outage_longer_than_the_lease(dsn: str, pool: Pool, tmp_path: P
             before = await desk.count("status = 'COMPLETED'")
             proxy.reopen()
             other_proxy.reopen()
-            await desk.until_final(40)
+            await desk.until_final(60)
             assert [*one.everybody(), *other.everybody()] == processes
     print(
         f"{connects / seconds:.1f} connects/s, {busy / seconds / len(processes):.1%} CPU per process while it was away"

@@ -67,7 +67,7 @@ async def test_only_the_leader_works_and_another_takes_over(pool: Pool, db: Conn
     async def reaped() -> bool:
         return (await Tasks(db).get(task.id)).status is State.PENDING
 
-    await eventually(reaped, 5)
+    await eventually(reaped)
     await second.stop()
 
 

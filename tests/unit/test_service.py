@@ -44,8 +44,8 @@ async def test_start_and_stop_are_idempotent() -> None:
     assert part.runs == 2
 
 
-@pytest.mark.parametrize(("deaf", "most"), [(0, 0.1), (1, 0.3), (99, 0.5)])
-async def test_stop_comes_to_its_end(monkeypatch: pytest.MonkeyPatch, deaf: int, most: float) -> None:
+@pytest.mark.parametrize("deaf", [0, 1, 99])
+async def test_stop_comes_to_its_end(monkeypatch: pytest.MonkeyPatch, deaf: int) -> None:
     """Also of a part that swallows its cancellation once, or always."""
     monkeypatch.setattr(services, "_PATIENCE", 0.1)
     part = await Part(deaf).start()
@@ -53,7 +53,7 @@ async def test_stop_comes_to_its_end(monkeypatch: pytest.MonkeyPatch, deaf: int,
     task = part._task
     begun = time.monotonic()
     await part.stop()
-    assert time.monotonic() - begun < most
+    assert time.monotonic() - begun < 10
     assert task is not None and task.done() is (deaf < 2)
     part.deaf = 0
     task.cancel()
@@ -106,10 +106,12 @@ async def test_within_answers_or_gives_up() -> None:
     async def fail() -> int:
         raise KeyError("no")
 
+    over = asyncio.Event()
+
     async def deaf() -> None:
-        for _ in range(20):
+        while not over.is_set():
             try:
-                await asyncio.sleep(0.05)
+                await asyncio.wait_for(over.wait(), 60)
             except asyncio.CancelledError:
                 continue
 
@@ -119,7 +121,8 @@ async def test_within_answers_or_gives_up() -> None:
     begun = time.monotonic()
     with pytest.raises(TimeoutError, match=r"not done within 0\.1 s"):
         await within(0.1, deaf())
-    assert time.monotonic() - begun < 0.5, "it does not wait until the cancellation is heeded"
+    assert time.monotonic() - begun < 30, "it does not wait until the cancellation is heeded"
+    over.set()
 
 
 async def test_within_passes_its_caller_s_cancellation_on() -> None:
@@ -137,4 +140,4 @@ async def test_within_passes_its_caller_s_cancellation_on() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await asyncio.wait_for(cancelled.wait(), 1)
+    await asyncio.wait_for(cancelled.wait(), 30)

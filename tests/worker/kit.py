@@ -21,7 +21,7 @@ from dhara.store.wakeup import Notifier
 from dhara.worker.board import attach, share
 from dhara.worker.registry import Registry
 from dhara.worker.runner import Runner, RunnerSettings
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 
 
 def runner_of(dsn: str, registry: Registry, *, concurrency: int = 4, **settings: Any) -> Runner:
@@ -74,7 +74,7 @@ class Desk:
         """Enqueue one task; answers its id."""
         return (await self.enqueue(type, payload, **fields))[0]
 
-    async def state(self, id: UUID, *states: State | str, timeout: float = 10) -> Task:
+    async def state(self, id: UUID, *states: State | str, timeout: float = PATIENCE) -> Task:
         """The task once it is in one of these states."""
 
         async def there() -> Task | None:
@@ -85,11 +85,11 @@ class Desk:
         assert found is not None
         return found
 
-    async def final(self, id: UUID, timeout: float = 10) -> Task:
+    async def final(self, id: UUID, timeout: float = PATIENCE) -> Task:
         """The task once it is final."""
         return await self.state(id, *FINAL, timeout=timeout)
 
-    async def all_final(self, ids: list[UUID], timeout: float = 20) -> list[Task]:
+    async def all_final(self, ids: list[UUID], timeout: float = PATIENCE) -> list[Task]:
         """All these tasks once they are final, in order."""
 
         async def there() -> bool:

@@ -52,7 +52,7 @@ async def test_a_claim_whose_answer_was_lost_is_released(dsn: str, desk: Desk) -
         start = time.monotonic()
         done = await desk.all_final(ids)
         assert proxy.cuts == 1
-        assert time.monotonic() - start < 0.5 + 3 + 2
+        assert time.monotonic() - start < 0.5 + 3 + 10
         events = [await desk.events(id) for id in ids]
     assert {(t.status, t.attempts, t.failures) for t in done} == {(State.COMPLETED, 2, 0)}
     assert all(e == ["ENQUEUED", "CLAIMED", "RELEASED", "CLAIMED", "COMPLETED"] for e in events)
@@ -159,7 +159,8 @@ async def test_a_running_async_handler_is_canceled(dsn: str, desk: Desk, wakeups
         asked = time.monotonic()
         await desk.cancel(id)
         task = await desk.final(id)
-        assert time.monotonic() - asked < (1 if wakeups else interval + 1)
+        # A second on an idle machine; the comparisons that would find it without a hint are half a minute apart.
+        assert time.monotonic() - asked < 15
         events = await desk.events(id)
     assert (task.status, task.failures, task.attempts) == (State.CANCELED, 0, 1)
     assert events == ["ENQUEUED", "CLAIMED", "CANCEL_REQUESTED", "CANCELED"]

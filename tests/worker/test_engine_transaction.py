@@ -470,7 +470,7 @@ async def test_handlers_in_transactions_do_not_starve_the_worker(dsn: str, desk:
     async with running(dsn, tasks, concurrency=20) as runner:
         ids = await desk.enqueue("long", times=15)
         await inside.wait(4)
-        done = await desk.all_final(await desk.enqueue("short", times=50), timeout=4)
+        done = await desk.all_final(await desk.enqueue("short", times=50))
         assert runner.slots.busy == 15
         go.set()
         done += await desk.all_final(ids)

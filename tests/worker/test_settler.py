@@ -69,7 +69,7 @@ async def test_idle_it_writes_at_once(pool: Pool) -> None:
     async with settling(tasks := Watched(pool)) as settler:
         settler.put(done(held))
         assert (len(settler), settler.leases()) == (1, {held.lease})
-        await asyncio.wait_for(settler.drained(), 2)
+        await asyncio.wait_for(settler.drained(), 30)
         assert (len(settler), settler.leases()) == (0, set())
     assert tasks.batches == [1]
     assert await states(pool, [held]) == [State.COMPLETED]
@@ -126,7 +126,7 @@ async def test_it_waits_for_the_database(pool: Pool) -> None:
     async with settling(tasks) as settler:
         for one in held:
             settler.put(done(one))
-        await asyncio.wait_for(settler.drained(), 5)
+        await asyncio.wait_for(settler.drained(), 30)
     assert tasks.batches == [3, 3, 3]
     assert set(await states(pool, held)) == {State.COMPLETED}
 
@@ -142,7 +142,7 @@ async def test_a_cut_connection_loses_nothing_and_writes_nothing_twice(dsn: str,
             for n, one in enumerate(held):
                 ended = settlement(one, Event.RETRIED, failed=1, delay=60.0) if n % 2 else done(one)
                 settler.put(ended)
-            await asyncio.wait_for(settler.drained(), 10)
+            await asyncio.wait_for(settler.drained(), 30)
         assert proxy.cuts == 1
     assert rejected == []
     assert await states(pool, held) == [State.COMPLETED, State.PENDING] * 10
@@ -161,7 +161,7 @@ async def test_reply_lost_and_claimed_again_meanwhile(dsn: str, pool: Pool) -> N
             settler.put(settlement(held, Event.RETRIED, failed=1))
             await eventually(lambda: proxy.cuts == 1)
             again = await claim(pool, held.id)
-            await asyncio.wait_for(settler.drained(), 10)
+            await asyncio.wait_for(settler.drained(), 30)
     found = await Tasks(pool).get(held.id)
     assert (found.status, found.lease, found.failures, found.attempts) == (State.RUNNING, again.lease, 1, 2)
     assert rejected == []
@@ -204,7 +204,7 @@ async def test_what_the_database_refuses_harms_one_task_only(pool: Pool, what: s
         for n, one in enumerate(held):
             fields = dict(BAD[what]) if n == 3 else {}
             settler.put(settlement(one, fields.pop("event", Event.COMPLETED), **{"result": "1"} | fields))
-        await asyncio.wait_for(settler.drained(), 5)
+        await asyncio.wait_for(settler.drained(), 30)
     assert await states(pool, held) == [*[State.COMPLETED] * 3, State.DEAD, *[State.COMPLETED] * 4]
     bad = await Tasks(pool).get(held[3].id)
     assert bad.reason == "invalid_result"
@@ -219,9 +219,9 @@ async def test_it_goes_on_whatever_the_store_raises(pool: Pool) -> None:
     tasks.errors = [KeyError("a bug"), RuntimeError("another")]
     async with settling(tasks) as settler:
         settler.put(done(held[0]))
-        await asyncio.wait_for(settler.drained(), 5)
+        await asyncio.wait_for(settler.drained(), 30)
         settler.put(done(held[1]))
-        await asyncio.wait_for(settler.drained(), 5)
+        await asyncio.wait_for(settler.drained(), 30)
     assert set(await states(pool, held)) == {State.COMPLETED}
 
 
@@ -232,7 +232,7 @@ async def test_a_task_that_cannot_even_be_buried_stops_nobody(pool: Pool) -> Non
     async with settling(Tasks(pool)) as settler:
         for one in held:
             settler.put(settlement(one, Event.RETRIED, failed=1, delay=5.0))
-        await asyncio.wait_for(settler.drained(), 10)
+        await asyncio.wait_for(settler.drained(), 30)
     assert await states(pool, held) == [State.PENDING, State.RUNNING, State.PENDING]
 
 

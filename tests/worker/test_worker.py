@@ -112,8 +112,8 @@ async def test_a_block_that_is_cancelled(dsn: str, desk: Desk) -> None:
     await asyncio.sleep(0.2)
     task.cancel()  # it drains, with a long grace: whoever cannot wait cancels again
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(task, 10)
-    await eventually(lambda: keepers() == [], 5)
+        await asyncio.wait_for(task, 30)
+    await eventually(lambda: keepers() == [])
     assert (await desk.tasks.get(id)).failures == 0
 
 
@@ -122,7 +122,7 @@ async def test_another_keeper_when_it_dies(dsn: str, db: Connection, caplog: pyt
     async with Worker(dsn, tasks, **SETTINGS):
         (keeper,) = await eventually(keepers)
         os.kill(keeper, signal.SIGKILL)
-        await eventually(lambda: keepers() not in ([], [keeper]), 5)
+        await eventually(lambda: keepers() not in ([], [keeper]))
         beats = await db.fetchval("SELECT beat_seq FROM dhara.workers")
 
         async def beaten() -> bool:
@@ -208,8 +208,8 @@ async def test_run_blocks_and_handles_signals(dsn: str, desk: Desk, tmp_path: Pa
         assert [task.result for task in done] == [str(2 * n) for n in range(20)]
         popen.send_signal(signal.SIGTERM)
         begun = time.monotonic()
-        output, _ = await asyncio.to_thread(popen.communicate, timeout=15)
-        assert time.monotonic() - begun < 10
+        output, _ = await asyncio.to_thread(popen.communicate, timeout=60)
+        assert time.monotonic() - begun < 30
         assert popen.returncode == 0
         assert "ended with 0" in output.decode()
         assert "Traceback" not in output.decode()
