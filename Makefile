@@ -9,7 +9,8 @@ SHELL := /bin/sh
 
 VENV := .venv
 BIN := $(VENV)/bin
-JOBS ?= 2
+# Most of the slow tests wait, so more of them than there are processors go side by side.
+JOBS ?= 4
 ARGS ?=
 ROWS ?=
 PORT ?=
@@ -20,13 +21,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet --qui
 LOCKED := $(PIP) install --require-hashes --no-deps --no-compile -r
 ITSELF := $(PIP) install --no-deps --no-build-isolation --no-compile --editable .
 
-# The suite starts hundreds of Python processes; where bytecode may not be kept, each compiles all that it imports, for
-# about two seconds.
-unexport PYTHONDONTWRITEBYTECODE
-
 CODE := $(wildcard src tests chaos bench examples scripts)
 
-# Bytecode is kept, and kept in .venv, whatever the environment says: a process starts in a quarter of the time.
+# Bytecode is kept, and kept in .venv, whatever the environment says: the suite starts hundreds of Python processes, and
+# without it each compiles all that it imports, for about two seconds.
 export PYTHONDONTWRITEBYTECODE :=
 export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/bytecode
 
@@ -38,8 +36,8 @@ install: $(VENV)/.dev ## make .venv, with bin/dhara and all that the tests need
 demo: $(VENV)/.runtime ## PostgreSQL, server and worker with demo tasks (PORT=8080 ONCE=1 ARGS=)
 	@exec $(BIN)/dhara dev --demo $(if $(filter-out 0 no false,$(ONCE)),--once) $(if $(PORT),--port $(PORT)) $(ARGS)
 
-test: $(VENV)/.dev ## the whole suite (ARGS="-k claim" JOBS=2)
-	@exec $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+test: $(VENV)/.dev ## the whole suite (ARGS="-k claim" JOBS=4)
+	@exec $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 check: lint types layers test ## what CI runs: lint, format, types, import layers, tests
 

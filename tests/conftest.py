@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -52,8 +53,9 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 _PREFIX = "dhara_test_"
 _FOLDERS = "dhara-test-"
 # Nothing here outlives its server, so nothing waits for a disk.
-_FAST = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "512MB"}
+_FAST = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "512MB", "max_connections": "300"}
 _ROOM = 4 * 2**30
+_TOGETHER = 3
 
 
 class PrivateServer:
@@ -143,6 +145,23 @@ def _server_dsn(config: pytest.Config) -> str:
 def pytest_configure_node(node: Any) -> None:
     """pytest-xdist, in the controller: tell each worker where the server is."""
     node.workerinput["dhara_server_dsn"] = _server_dsn(node.config)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under pytest-xdist: the slow tests, which mostly wait, spread evenly among the others, which mostly compute."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    slow, quick = [], []
+    for (_, is_slow), group in groupby(items, lambda item: (item.path, item.get_closest_marker("slow") is not None)):
+        block = list(group)
+        # A module of quick ones may share what is dear to make; slow ones share little.
+        if is_slow:
+            slow += [block[n : n + _TOGETHER] for n in range(0, len(block), _TOGETHER)]
+        else:
+            quick.append(block)
+    placed = [((n + 0.5) / len(blocks), block) for blocks in (slow, quick) for n, block in enumerate(blocks)]
+    items[:] = chain.from_iterable(block for _, block in sorted(placed, key=lambda pair: pair[0]))
 
 
 def with_database(dsn: str, name: str) -> str:

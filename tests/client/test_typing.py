@@ -1,12 +1,14 @@
-"""Typed user code: `mypy --strict` is content with the examples and with code as users write it, and sees its mistakes."""
+"""Typed user code: mypy and pyright are content with the examples and with code as users write it, and see its mistakes."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -80,7 +82,7 @@ if __name__ == "__main__":
     asyncio.run(main("postgresql://"))
 """
 
-# Each line is wrong on its own, and mypy must say so.
+# Each line is wrong on its own, and every checker must say so.
 WRONG = """
 from dhara import AsyncClient, Client, Context, Registry
 
@@ -112,44 +114,35 @@ async def main(dhara: AsyncClient, sync: Client) -> None:
 """
 
 
-def mypy(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def mypy(folder: Path) -> subprocess.CompletedProcess[str]:
     """As a user runs it: on files of theirs, with dhara installed and typed by its `py.typed`."""
     environ = os.environ | {"MYPYPATH": str(ROOT / "src"), "PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--cache-dir", str(folder / "cache")]
-    return subprocess.run([*command, *arguments], text=True, capture_output=True, env=environ, cwd=folder, timeout=300)
+    command += ["--explicit-package-bases", "good.py", "wrong.py", "examples"]
+    return subprocess.run(command, text=True, capture_output=True, env=environ, cwd=folder, timeout=300)
+
+
+def pyright(folder: Path) -> subprocess.CompletedProcess[str]:
+    settings = {"typeCheckingMode": "standard", "extraPaths": [str(ROOT / "src")], "pythonVersion": "3.11"}
+    (folder / "pyrightconfig.json").write_text(json.dumps(settings))
+    command = [sys.executable, "-m", "basedpyright", "-p", ".", "--pythonpath", sys.executable]
+    return subprocess.run(command, text=True, capture_output=True, cwd=folder, timeout=300)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_user_code_is_typed(tmp_path: Path) -> None:
-    pytest.importorskip("mypy")
+@pytest.mark.parametrize("checker", [mypy, pyright])
+def test_user_code_is_typed(checker: Callable[[Path], subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    """The examples and a user's code have no mistakes, and each mistake that a user makes is seen."""
     (tmp_path / "good.py").write_text(GOOD)
     (tmp_path / "wrong.py").write_text(WRONG)
-    good = mypy(tmp_path, "good.py")
-    assert good.returncode == 0, good.stdout + good.stderr
-    wrong = mypy(tmp_path, "wrong.py")
-    found = {int(line.split(":")[1]) for line in wrong.stdout.splitlines() if ": error:" in line}
-    assert found == {n for n, line in enumerate(WRONG.splitlines(), 1) if line.endswith("# wrong")}, wrong.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_the_examples_are_typed(tmp_path: Path) -> None:
-    pytest.importorskip("mypy")
-    done = mypy(tmp_path, "--explicit-package-bases", str(ROOT / "examples"))
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("pyright") is None, reason="pyright is not installed")
-def test_pyright_is_content_too(tmp_path: Path) -> None:
-    (tmp_path / "good.py").write_text(GOOD)
-    shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    settings = {"typeCheckingMode": "strict", "extraPaths": [str(ROOT / "src")], "pythonVersion": "3.11"}
-    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
-    command = ["pyright", "-p", str(tmp_path), "--pythonpath", sys.executable]
-    done = subprocess.run(command, text=True, capture_output=True, cwd=tmp_path, timeout=300)
-    assert done.returncode == 0, done.stdout
+    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+    done = checker(tmp_path)
+    found = {(file, int(line)) for file, line in re.findall(r"([\w/]+\.py):(\d+).*? error:", done.stdout)}
+    wrong = {n for n, line in enumerate(WRONG.splitlines(), 1) if line.endswith("# wrong")}
+    assert {(Path(file).name, line) for file, line in found} == {("wrong.py", line) for line in wrong}, (
+        done.stdout + done.stderr
+    )
 
 
 def test_the_package_says_that_it_is_typed() -> None:

@@ -12,6 +12,7 @@ from tests.docs.pages import RUN, Page, follow, followed, missing, pages
 BEGINNERS = ("README.md", "docs/tutorials/first-task.md")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", followed(), ids=lambda page: page.name)
 def test_following_the_page_works(page: Page, databases: Databases, template: str, tmp_path: Path) -> None:
     # Who reads these two has an empty database; the how-tos are for those who have one that is set up.
