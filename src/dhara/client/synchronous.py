@@ -40,6 +40,7 @@ class ClientOptions(TypedDict, total=False):
     wakeups: bool
     token: str | None
     middleware: Sequence[Middleware]
+    actor: str
 
 
 class Wanted(TypedDict, total=False):
