@@ -26,11 +26,11 @@ from uuid import uuid4
 
 import asyncpg
 
-from dhara.domain.ids import new_id
 from dhara.domain.lifecycle import Event
 from dhara.domain.settle import Settlement
 from dhara.domain.task import NewTask
 from dhara.store import migrate
+from dhara.store.ids import new_id
 from dhara.store.pool import PLANNER
 from dhara.store.tasks import BEGINNING, ZERO, Tasks, Watermark
 

@@ -13,10 +13,10 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from dhara.domain.ids import new_id
 from dhara.domain.lifecycle import FINAL, Event, State
 from dhara.domain.settle import Settlement
 from dhara.domain.task import Claim, NewTask, Task
+from dhara.store.ids import new_id
 from dhara.store.pool import Executor
 from dhara.store.tasks import BEGINNING, ZERO, Tasks, Watermark
 from dhara.store.workers import NewWorker, Workers

@@ -141,7 +141,9 @@ async def test_a_commit_whose_answer_is_lost(dsn: str, pool: Pool) -> None:
     if urlsplit(dsn).hostname is None:
         pytest.skip("the server has no TCP address")
     async with Cutter(dsn) as cutter, AsyncClient(cutter.dsn, pool_max=1, wakeups=False) as client:
-        await client.enqueue("warm")  # From now on the statement is prepared: one round trip an enqueue.
+        await client.enqueue(
+            "warm", idempotency_key="k"
+        )  # From now on the statement is prepared: one round trip an enqueue.
         cutter.armed = True
         handle = await client.enqueue("t", {"n": 1}, idempotency_key="k")
         assert (cutter.cuts, handle.created) == (1, True)

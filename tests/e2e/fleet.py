@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from dhara.domain.ids import new_id
 from dhara.domain.task import NewTask
+from dhara.store.ids import new_id
 from dhara.store.pool import Pool
 from dhara.store.tasks import Tasks
 from tests import invariants

@@ -21,8 +21,8 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from dhara.domain.ids import new_id
 from dhara.domain.task import NewTask
+from dhara.store.ids import new_id
 from dhara.store.tasks import Tasks
 from tests.factories import Connection
 from tests.waiting import eventually

@@ -10,8 +10,8 @@ import asyncpg
 import pytest
 
 from dhara import Registry
-from dhara.domain.ids import new_id
 from dhara.store import wakeup
+from dhara.store.ids import new_id
 from dhara.store.pool import DatabaseSettings, Pool
 from dhara.store.wakeup import Listener, Notifier
 from tests.proxy import Proxy

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from dhara.domain.ids import new_id
 from dhara.domain.lifecycle import State
 from dhara.domain.task import Enqueued
 from dhara.errors import IdempotencyConflict
+from dhara.store.ids import new_id
 from dhara.store.tasks import Tasks
 from tests.factories import Connection, flows, history, make_task, new_task, row
 

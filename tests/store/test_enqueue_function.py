@@ -9,9 +9,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from dhara.domain.ids import new_id
 from dhara.domain.validate import encode_json, new_task
 from dhara.errors import InvalidTask
+from dhara.store.ids import new_id
 from dhara.store.tasks import Tasks
 from tests import invariants
 from tests.factories import Connection, flows, make_task, row

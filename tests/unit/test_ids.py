@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dhara.domain.ids import IdSource, new_id, new_ids
+from dhara.domain.ids import IdSource
+from dhara.store.ids import new_id, new_ids
 
 MOMENTS = st.integers(0, 2**48 - 10)
 

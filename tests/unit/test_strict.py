@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dhara.api import strict
 from dhara.api.problems import Refused
 from dhara.api.strict import parse
 
@@ -23,6 +24,25 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
     max_leaves=20,
 )
+
+# What makes valid JSON doubtful or wrong, and how it may be spaced.
+MARKS = [
+    b'"',
+    b'"a":1,',
+    b"1e99",
+    b"e-400",
+    b"0",
+    b".5",
+    b"NaN",
+    b"\\u0000",
+    b"\x00",
+    b"[",
+    b"}",
+    b" ",
+    b"\xed\xa0\x80",
+    b"-",
+]
+SEPARATORS = [(",", ":"), (", ", ": "), (" ,\n", "\t:")]
 
 
 def depth(value: Any) -> int:
@@ -104,3 +124,43 @@ def test_bytes_never_do_more_than_be_refused(body: bytes) -> None:
     # Whatever else it raised would fail the test.
     with suppress(Refused):
         parse(body)
+
+
+@settings(max_examples=1_000, deadline=None)
+@given(
+    VALUES, st.lists(st.tuples(st.integers(0, 200), st.sampled_from(MARKS)), max_size=2), st.sampled_from(SEPARATORS)
+)
+def test_the_quick_look_says_what_the_closer_one_says(
+    value: Any, marks: list[tuple[int, bytes]], separators: tuple[str, str]
+) -> None:
+    body = json.dumps(value, ensure_ascii=False, separators=separators).encode()
+    for at, mark in marks:
+        body = body[:at] + mark + body[at:]
+    found = strict._beyond_doubt(body, 5)
+    if found is not strict._IN_DOUBT:
+        assert repr(found) == repr(strict._parse_closely(body, 5))
+
+
+def test_the_quick_look_is_enough_for_what_people_send() -> None:
+    task = {"type": "echo", "payload": {"to": "a@b.c", "n": 12_345, "x": 1.5e-7, "items": ["é", None, True]}}
+    for separators in SEPARATORS:
+        body = json.dumps(task, ensure_ascii=False, separators=separators).encode()
+        assert strict._beyond_doubt(body, 64) == task
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"a":1,"a":1}',
+        b'[{"b":"","c":{"b":1,"b":1}}]',
+        b'"\\u0000"',
+        b"1e999",
+        b"0e999",
+        b"9" * 1_001,
+        b"[[[[[[1]]]]]]",
+    ],
+)
+def test_the_quick_look_leaves_what_is_wrong_to_the_closer_one(body: bytes) -> None:
+    assert strict._beyond_doubt(body, 5) is strict._IN_DOUBT
+    with pytest.raises(Refused):
+        parse(body, 5)

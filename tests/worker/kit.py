@@ -12,9 +12,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
-from dhara.domain.ids import new_id
 from dhara.domain.lifecycle import FINAL, State
 from dhara.domain.task import Attempt, NewTask, Task
+from dhara.store.ids import new_id
 from dhara.store.pool import DatabaseSettings, Pool
 from dhara.store.tasks import Tasks
 from dhara.store.wakeup import Notifier

@@ -14,7 +14,8 @@ from dhara.api.shapes import (
     LogList,
     TaskList,
     attempt_out,
-    batched_out,
+    batch_out,
+    enqueued_out,
     explain_out,
     log_out,
     task_out,
@@ -35,16 +36,16 @@ _ID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
 async def create(request: Request) -> Reply:
     task = await wire.created_task(request)
     done = await request.parts.ingest.enqueue(task)
-    headers = ((b"location", f"/api/v1/tasks/{done.task.id}".encode()),)
+    headers = ((b"location", b"/api/v1/tasks/%b" % str(done.id).encode()),)
     if done.created:
-        return json_reply(task_out(done.task), 201, headers)
-    return json_reply(task_out(done.task), 200, (*headers, (b"idempotency-replayed", b"true")))
+        return json_reply(enqueued_out(done), 201, headers)
+    return json_reply(enqueued_out(done), 200, (*headers, (b"idempotency-replayed", b"true")))
 
 
 async def create_batch(request: Request) -> Reply:
     tasks = await wire.batch(request)
     done = await request.parts.ingest.enqueue_all(tasks)
-    return json_reply([batched_out(one.task, one.created) for one in done], 201)
+    return json_reply(batch_out(done), 201)
 
 
 async def listing(request: Request) -> Reply:

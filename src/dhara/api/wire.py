@@ -6,7 +6,6 @@ a payload of 256 KiB, 64 levels of nesting in a payload.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -19,10 +18,10 @@ from dhara.api.exchange import ClientGone, Request
 from dhara.api.problems import Refused
 from dhara.api.strict import parse
 from dhara.domain import limits
-from dhara.domain.ids import IdSource
 from dhara.domain.task import EMPTY_PAYLOAD, NewTask
 from dhara.domain.validate import new_task
 from dhara.errors import InvalidBatch, InvalidTask
+from dhara.store.ids import new_id
 
 BODY_BYTES = 1024 * 1024
 BATCH_BODY_BYTES = 4 * 1024 * 1024
@@ -30,21 +29,6 @@ QUERY_FIELDS = 100
 RETRY_FIELDS = ("queue", "priority", "payload", "run_at")
 
 
-class _Random:
-    """Random bytes, fetched from the system by the page: a system call for every id would cost more than the id."""
-
-    def __init__(self) -> None:
-        self._page = b""
-        self._at = 0
-
-    def __call__(self, n: int) -> bytes:
-        if self._at + n > len(self._page):
-            self._page, self._at = os.urandom(4_096), 0
-        self._at += n
-        return self._page[self._at - n : self._at]
-
-
-_new_id = IdSource(random_bytes=_Random()).new
 _ONE = msgspec.json.Decoder(dict[str, Raw])
 _MANY = msgspec.json.Decoder(list[dict[str, Raw]])
 _WRAPPED = msgspec.json.Decoder(dict[str, list[dict[str, Raw]]])
@@ -201,7 +185,7 @@ def _task(value: dict[str, Any], raws: Mapping[str, Raw], now: datetime) -> NewT
             problem = f"is larger than {limits.PAYLOAD_BYTES // 1024} KiB"
             raise InvalidTask([("payload", problem)], "payload_too_large")
         payload = sliced.decode()
-    return new_task(value, payload, id=_new_id(), now=now)
+    return new_task(value, payload, id=new_id(), now=now)
 
 
 def _with_header_key(value: dict[str, Any], keys: tuple[bytes, ...]) -> None:

@@ -10,9 +10,9 @@ from uuid import UUID
 import msgspec
 
 from dhara.domain import limits, validate
-from dhara.domain.ids import new_id, new_ids
 from dhara.domain.task import Call, NewTask
 from dhara.errors import InvalidBatch, InvalidTask
+from dhara.store.ids import new_id, new_ids
 
 # What `enqueue_many` takes: a handler's call, or the fields of a task by name (`type` required).
 Item = Call | Mapping[str, Any]

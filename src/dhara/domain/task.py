@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
@@ -39,6 +40,26 @@ class NewTask(Struct, frozen=True, kw_only=True):
     retention: float | None = None
     concurrency_key: str | None = None
     traceparent: str | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Due at once, without keys and rare fields: nothing can stand in its way."""
+        return _may_matter(self) == _NOTHING
+
+
+_may_matter = attrgetter(
+    "run_at",
+    "delay",
+    "idempotency_key",
+    "unique_key",
+    "timeout",
+    "expires_at",
+    "tags",
+    "retention",
+    "concurrency_key",
+    "traceparent",
+)
+_NOTHING = (None, None, None, None, None, None, (), None, None, None)
 
 
 class Task(Struct, frozen=True, kw_only=True):
@@ -102,11 +123,78 @@ class Claim(Struct, frozen=True):
     started_at: datetime
 
 
-class Enqueued(Struct, frozen=True):
-    """The answer to an enqueue: the task, and whether it was made now or stood already under its key."""
+class Enqueued:
+    """The answer to an enqueue: the task, and whether it was made now or stood already under its key.
 
-    task: Task
-    created: bool
+    Of one that was made now, `new`, `created_at` and `run_at` say all; nearly nobody asks for more, and `task` is made then.
+    """
+
+    __slots__ = ("_task", "created", "created_at", "id", "new", "run_at")
+
+    def __init__(self, task: Task, created: bool) -> None:
+        self.id = task.id
+        self.created = created
+        self.new: NewTask | None = None
+        self.created_at = task.created_at
+        self.run_at = task.run_at
+        self._task: Task | None = task
+
+    @classmethod
+    def made(cls, new: NewTask, created_at: datetime, run_at: datetime) -> Enqueued:
+        """`new`, inserted just now."""
+        self = cls.__new__(cls)
+        self.id = new.id
+        self.created = True
+        self.new = new
+        self.created_at = created_at
+        self.run_at = run_at
+        self._task = None
+        return self
+
+    @property
+    def task(self) -> Task:
+        """The task as it was then."""
+        if self._task is None:
+            assert self.new is not None
+            self._task = pending(self.new, self.created_at, self.run_at)
+        return self._task
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Enqueued) and (self.created, self.task) == (other.created, other.task)
+
+    def __repr__(self) -> str:
+        return f"<Enqueued {self.id}{'' if self.created else ' (stood already)'}>"
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def pending(new: NewTask, created_at: datetime, run_at: datetime) -> Task:
+    """The row of a task that nobody has claimed yet."""
+    return Task(
+        id=new.id,
+        type=new.type,
+        queue=new.queue,
+        status=State.PENDING,
+        priority=new.priority,
+        attempts=0,
+        max_retries=new.max_retries,
+        failures=0,
+        crashes=0,
+        snoozes=0,
+        generation=1,
+        run_at=run_at,
+        created_at=created_at,
+        updated_at=created_at,
+        payload=new.payload,
+        expires_at=new.expires_at,
+        timeout=new.timeout,
+        idempotency_key=new.idempotency_key,
+        unique_key=new.unique_key,
+        retention=new.retention,
+        concurrency_key=new.concurrency_key,
+        traceparent=new.traceparent,
+        tags=new.tags,
+    )
 
 
 class LogEntry(Struct, frozen=True, kw_only=True):

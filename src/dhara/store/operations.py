@@ -11,8 +11,8 @@ import msgspec
 from msgspec import Struct
 
 from dhara.domain.canary import Plan, Wave
-from dhara.domain.ids import new_id
 from dhara.errors import NotFound
+from dhara.store.ids import new_id
 from dhara.store.pool import Executor
 from dhara.store.search import Filter
 from dhara.store.sql import load

@@ -196,6 +196,28 @@ async def _init(connection: Any) -> None:
     harden(connection)
 
 
+# One for what comes one after the other, and one for the wake-up beside it.
+_AT_HAND = 2
+
+
+class Lease:
+    """A connection of a pool, for as long as an `async with`."""
+
+    __slots__ = ("_connection", "_pool")
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._connection: Any = None
+
+    async def __aenter__(self) -> Any:
+        self._connection = await self._pool.take()
+        return self._connection
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        connection, self._connection = self._connection, None
+        await self._pool.give(connection, error)
+
+
 class Pool:
     """A pool of hardened connections; an `Executor` itself. Starts nothing until `open`."""
 
@@ -203,6 +225,11 @@ class Pool:
         self.settings = settings
         self._application = application
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        # Out of asyncpg's pool, and free: whose ways of giving and taking cost as much as a small statement.
+        self._hand: list[Any] = []
+        self._asking = 0
+        # As `_pool`, and still known after `close`, which waits for what is out.
+        self._source: Any = None
 
     async def open(self) -> Pool:
         """Connect. Raises `Unavailable` or `ConfigError`, one line each."""
@@ -216,7 +243,7 @@ class Pool:
             reset=None if self.settings.users else _no_reset,
         )
         try:
-            self._pool = await pool
+            self._pool = self._source = await pool
         except Exception as error:
             raise unavailable(error) from error
         return self
@@ -227,6 +254,9 @@ class Pool:
         if pool is None:
             return
         try:
+            for connection in self._hand:
+                await within(2, pool.release(connection))
+            self._hand.clear()
             await within(2, pool.close())
         except Exception:
             with suppress(Exception):
@@ -253,11 +283,36 @@ class Pool:
     @property
     def idle(self) -> int:
         """Connections open and unused now."""
-        return self._pool.get_idle_size() if self._pool else 0
+        return self._pool.get_idle_size() + len(self._hand) if self._pool else 0
 
-    def acquire(self) -> Any:
+    def acquire(self) -> Lease:
         """`async with pool.acquire() as connection`, waiting at most the connect time-out (users: as long as it takes)."""
-        return self.inner.acquire(timeout=None if self.settings.users else self.settings.connect_timeout)
+        return Lease(self)
+
+    async def take(self) -> Any:
+        """A connection that is the caller's until `give`; `acquire` is the safer way to both."""
+        inner = self.inner
+        while self._hand:
+            connection = self._hand.pop()
+            if _is_alive(connection):
+                return connection
+            await inner.release(connection)
+        self._asking += 1
+        try:
+            return await inner.acquire(timeout=None if self.settings.users else self.settings.connect_timeout)
+        finally:
+            self._asking -= 1
+
+    async def give(self, connection: Any, error: BaseException | None = None) -> None:
+        """Take back a connection; `error`: what its last use ended with."""
+        # After a cancellation or a time-out it may still be busy: then asyncpg knows how to wait for it. And whoever waits
+        # at asyncpg's door must not be passed over.
+        unharmed = error is None or isinstance(error, asyncpg.PostgresError)
+        kept = unharmed and not (self._asking or self.settings.users) and _is_alive(connection)
+        if kept and self._pool is not None and len(self._hand) < _AT_HAND:
+            self._hand.append(connection)
+        else:
+            await self._source.release(connection)
 
     async def fetch(self, query: str, *args: Any) -> list[asyncpg.Record]:
         async with self.acquire() as connection:
@@ -277,6 +332,13 @@ class Pool:
         async with self.acquire() as connection:
             status: str = await connection.execute(query, *args)
             return status
+
+
+def _is_alive(connection: Any) -> bool:
+    try:
+        return not connection.is_closed()
+    except asyncpg.InterfaceError:  # It has died, and its pool has taken it back by itself.
+        return False
 
 
 def affected(status: str) -> int:

@@ -18,7 +18,7 @@ from dhara.domain.settle import Settlement
 from dhara.domain.task import Attempt, Claim, Enqueued, LogEntry, NewTask, Task
 from dhara.errors import IdempotencyConflict, NotFound, Unavailable, WrongState
 from dhara.store import copying
-from dhara.store.pool import Executor, affected, spread
+from dhara.store.pool import Executor, Pool, affected, spread
 from dhara.store.sql import load
 
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
@@ -90,6 +90,12 @@ class Tasks:
 
         Safe to repeat with the same tasks after an ambiguous commit: their ids are theirs.
         """
+        # Not in a caller's transaction, which an error would spoil.
+        if isinstance(self.db, Pool) and all(task.plain for task in new):
+            try:
+                return await self._insert_plain(new)
+            except asyncpg.UniqueViolationError:
+                pass  # A repetition after an ambiguous commit: the statements below find its rows.
         answers: dict[UUID, Enqueued | IdempotencyConflict] = {}
         waiting = list(new)
         # A row that stood in the way may be gone when it is looked up (pruned, rolled back): then insert again.
@@ -121,13 +127,19 @@ class Tasks:
         counts = Counter(task.queue for task in new)
         await self.db.execute(self._sql("count_enqueued"), list(counts.values()), list(counts))
 
+    async def _insert_plain(self, new: Sequence[NewTask]) -> list[Enqueued | IdempotencyConflict]:
+        columns = spread(new, "id", "type", "queue", "payload", "priority", "max_retries")
+        counts = Counter(columns[2])
+        at = await self.db.fetchval(self._sql("enqueue_plain"), *columns, list(counts.values()), list(counts))
+        return [Enqueued.made(task, at, at) for task in new]
+
     async def _insert(self, new: Sequence[NewTask]) -> dict[UUID, Enqueued | IdempotencyConflict]:
         columns = spread(
             new, "id", "type", "queue", "payload", "priority", "max_retries", "run_at", "delay", "idempotency_key"
         )
         rows = await self.db.fetch(self._sql("enqueue"), *columns, [rare_fields(task) for task in new])
         by_id = {task.id: task for task in new}
-        return {row[0]: Enqueued(_fresh(by_id[row[0]], row[1], row[2]), created=True) for row in rows}
+        return {row[0]: Enqueued.made(by_id[row[0]], row[1], row[2]) for row in rows}
 
     async def _existing(self, new: Sequence[NewTask]) -> dict[UUID, Enqueued | IdempotencyConflict]:
         columns = spread(new, "id", "type", "idempotency_key", "payload", "unique_key")
@@ -313,6 +325,8 @@ def lock_order(task: NewTask) -> tuple[str, str, str]:
 
 def newly_ready(answer: Enqueued) -> bool:
     """Whether the task was made or changed just now, and is due."""
+    if answer.new is not None:
+        return answer.run_at <= answer.created_at
     task = answer.task
     changed = answer.created or task.updated_at > task.created_at
     return changed and task.status is State.PENDING and task.run_at <= task.updated_at
@@ -353,34 +367,6 @@ def rare_fields(task: NewTask) -> str | None:
         "traceparent": task.traceparent,
     }
     return msgspec.json.encode(fields).decode()
-
-
-def _fresh(new: NewTask, created_at: datetime, run_at: datetime) -> Task:
-    return Task(
-        id=new.id,
-        type=new.type,
-        queue=new.queue,
-        status=State.PENDING,
-        priority=new.priority,
-        attempts=0,
-        max_retries=new.max_retries,
-        failures=0,
-        crashes=0,
-        snoozes=0,
-        generation=1,
-        run_at=run_at,
-        created_at=created_at,
-        updated_at=created_at,
-        payload=new.payload,
-        expires_at=new.expires_at,
-        timeout=new.timeout,
-        idempotency_key=new.idempotency_key,
-        unique_key=new.unique_key,
-        retention=new.retention,
-        concurrency_key=new.concurrency_key,
-        traceparent=new.traceparent,
-        tags=new.tags,
-    )
 
 
 def _facts(row: asyncpg.Record, cap: int) -> Facts:

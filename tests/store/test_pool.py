@@ -1,0 +1,76 @@
+"""The pool: connections at hand, and nobody passed over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from dhara.errors import Unavailable
+from dhara.store.pool import DatabaseSettings, Pool, _is_alive
+from tests.waiting import eventually
+
+
+@pytest.fixture
+async def narrow(dsn: str) -> AsyncIterator[Pool]:
+    async with Pool(DatabaseSettings(dsn=dsn, pool_max=2, connect_timeout=10)) as pool:
+        yield pool
+
+
+async def pid(pool: Pool) -> int:
+    number: int = await pool.fetchval("SELECT pg_backend_pid()")
+    return number
+
+
+async def test_a_connection_stays_at_hand(narrow: Pool) -> None:
+    assert await pid(narrow) == await pid(narrow)
+    assert (narrow.size, narrow.idle) == (1, 1)
+
+
+async def test_more_callers_than_connections_all_come_through(narrow: Pool) -> None:
+    async def transaction(n: int) -> int:
+        async with narrow.acquire() as connection, connection.transaction():
+            return int(await connection.fetchval("SELECT $1::int + 0 * length(pg_sleep(0.001)::text)", n))
+
+    async def statement(n: int) -> int:
+        return int(await narrow.fetchval("SELECT $1::int + 0 * length(pg_sleep(0.001)::text)", n))
+
+    found = await asyncio.gather(*((transaction if n % 2 else statement)(n) for n in range(40)))
+    assert found == list(range(40))
+    assert narrow.size == narrow.idle == 2
+
+
+async def test_one_that_was_killed_at_hand_is_not_used_again(narrow: Pool, db: asyncpg.Connection) -> None:
+    before = await pid(narrow)
+    held = narrow._hand[0]
+    await db.execute("SELECT pg_terminate_backend($1)", before)
+    await eventually(lambda: not _is_alive(held))
+    assert await pid(narrow) != before
+
+
+async def test_an_error_leaves_it_usable_and_a_cancellation_waits_for_its_end(narrow: Pool) -> None:
+    before = await pid(narrow)
+    with pytest.raises(asyncpg.DivisionByZeroError):
+        await narrow.fetchval("SELECT 1 / 0")
+    assert await pid(narrow) == before
+    sleeper = asyncio.create_task(narrow.fetchval("SELECT pg_sleep(60)"))
+    await eventually(lambda: narrow.idle < narrow.size)
+    sleeper.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sleeper
+    assert [await narrow.fetchval("SELECT $1::int", n) for n in range(3)] == [0, 1, 2]
+
+
+async def test_closing_waits_for_what_is_out(dsn: str) -> None:
+    pool = await Pool(DatabaseSettings(dsn=dsn)).open()
+    await pid(pool)
+    async with pool.acquire() as connection:
+        closing = asyncio.create_task(pool.close())
+        await asyncio.sleep(0)
+        assert await connection.fetchval("SELECT 1") == 1
+    await closing
+    assert pool.size == 0
+    with pytest.raises(Unavailable):
+        await pid(pool)
