@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet --qui
 LOCKED := $(PIP) install --require-hashes --no-deps --no-compile -r
 ITSELF := $(PIP) install --no-deps --no-build-isolation --no-compile --editable .
 
-CODE := $(wildcard src tests chaos bench examples scripts)
+CODE := $(wildcard src tests chaos bench examples fuzz scripts)
 
 # Bytecode is kept, and kept in .venv, whatever the environment says: the suite starts hundreds of Python processes, and
 # without it each compiles all that it imports, for about two seconds.

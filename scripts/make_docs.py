@@ -33,6 +33,7 @@ from dhara.api.routes import ALWAYS, TABLE, Route
 from dhara.cli import exits
 from dhara.cli.console import Command
 from dhara.cli.main import COMMANDS, cli
+from dhara.domain.access import SCOPES
 from dhara.domain.lifecycle import FINAL, NOTES, TRANSITIONS, Event, State
 from dhara.store import migrate
 from dhara.telemetry import metrics
@@ -366,7 +367,7 @@ def _route(route: Route) -> str:
 
 
 def http_page() -> str:
-    document = openapi.document(TABLE, "", protected=False)
+    document = openapi.document(TABLE, "")
     shapes = document["components"]["schemas"]
     by_tag: defaultdict[str, list[Route]] = defaultdict(list)
     for route in TABLE:
@@ -377,8 +378,11 @@ def http_page() -> str:
         "JSON over HTTP. A running server describes itself at `/openapi.json` (OpenAPI 3.1) and has a page to try it at"
         " `/docs`. Times are RFC 3339 with zone, ids are UUIDs; absent optional values are left out, never null."
         " `X-Request-Id` is taken from the request or made, answered and logged.",
-        "With `DHARA_API_KEYS` set, every route but the probes needs `Authorization: Bearer <key>`. A key may do all that"
-        " the scopes below name; keys limited to some scopes do not exist yet.",
+        "Once there is an API key, every route but the probes needs `Authorization: Bearer <key>`. Keys are made by"
+        " `dhara keys create` or `POST /api/v1/keys`; those of `DHARA_API_KEYS` may do everything. A key is limited to its"
+        " scopes and, if it names queues, to these: tasks of others do not exist for it, and routes that know no queues"
+        " refuse it. In a browser another site's requests are refused.",
+        table(("scope", "its holder may"), ((f"`{name}`", about) for name, about in SCOPES.items())),
         table(
             ("method", "path", "what it does"),
             ((r.method, f"`{r.paths[0]}`", r.summary) for r in TABLE),

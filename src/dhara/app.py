@@ -18,41 +18,43 @@ from typing import Any
 from dhara import __version__
 from dhara.api.asgi import Api, create_app
 from dhara.api.auth import Auth, is_loopback
+from dhara.api.keyring import KeyRing
 from dhara.api.server import bind, serve
 from dhara.crew import Crew
-from dhara.dashboard import Principal, Visitor, site
+from dhara.dashboard import Principal, site
 from dhara.errors import ConfigError
 from dhara.maintenance import Maintenance
 from dhara.maintenance.settings import MaintenanceSettings
 from dhara.settings import Settings
 from dhara.store import migrate
-from dhara.store.pool import DatabaseSettings, Pool
+from dhara.store.keys import Keys
+from dhara.store.pool import DatabaseSettings, Executor, Pool
 from dhara.store.wakeup import Notifier
 
 log = logging.getLogger(__name__)
 
 
-def check_exposure(settings: Settings, *, open_is_fine: bool = False) -> None:
+async def check_exposure(settings: Settings, db: Executor) -> None:
     """Refuse to serve strangers without keys. Raises `ConfigError`."""
-    if not is_loopback(settings.host) and not settings.api_keys and not open_is_fine:
-        raise ConfigError(
-            f"HOST {settings.host} can be reached from other machines, and there are no API keys; set DHARA_API_KEYS,"
-            " bind 127.0.0.1, or say --i-know-this-is-open"
-        )
+    if is_loopback(settings.host) or settings.api_keys or await Keys(db, settings.schema).list(1):
+        return
+    raise ConfigError(
+        f"HOST {settings.host} can be reached from other machines, and there are no API keys; run `dhara keys create`,"
+        " set DHARA_API_KEYS, bind 127.0.0.1, or say --i-know-this-is-open"
+    )
 
 
-class SettingsKeys:
-    """The keys of the settings, as the dashboard's door asks about them."""
+class DoorKeys:
+    """The API keys, as the dashboard's door asks about them."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._auth = Auth(settings)
+    def __init__(self, auth: Auth) -> None:
+        self._auth = auth
 
     async def open(self) -> bool:
         return self._auth.open
 
     async def principal(self, key: str) -> Principal | None:
-        known = not self._auth.open and self._auth.knows([b"Bearer " + key.encode()])
-        return Visitor("api key") if known else None
+        return None if self._auth.open else self._auth.find(key.encode())
 
 
 class App:
@@ -60,13 +62,14 @@ class App:
 
     `worker`: arguments of the `dhara worker` beside it, None for no worker; it inherits `environ` (None: this
     process's). `any_port`: take a free port if the one of the settings is taken. `on_started` learns the address once
-    requests are answered.
+    requests are answered. `open_is_fine`: serve also strangers without any API key.
     """
 
     def __init__(
         self,
         settings: Settings,
         *,
+        open_is_fine: bool = False,
         worker: Sequence[str] | None = None,
         environ: Mapping[str, str] | None = None,
         any_port: bool = False,
@@ -76,6 +79,7 @@ class App:
         self._worker = worker
         self._environ = os.environ if environ is None else environ
         self._any_port = any_port
+        self._open_is_fine = open_is_fine
         self._on_started = on_started
         self.pool = Pool(DatabaseSettings.of(settings), "dhara server")
         self.started = asyncio.Event()
@@ -94,6 +98,8 @@ class App:
         async with AsyncExitStack() as parts:
             await parts.enter_async_context(self.pool)
             await self._prepare_schema()
+            if not self._open_is_fine:
+                await check_exposure(self.settings, self.pool)
             notifier = Notifier(self.pool, self.settings.schema)
             parts.push_async_callback(notifier.close)
             maintenance = Maintenance(self.pool, MaintenanceSettings.of(self.settings), notifier)
@@ -146,8 +152,11 @@ class App:
 
     def _application(self, notifier: Notifier | None) -> Api:
         """The API, and the dashboard at every path that is not the API's."""
-        pages = site(self.pool, SettingsKeys(self.settings), notifier, __version__)
-        return create_app(pool=self.pool, settings=self.settings, notifier=notifier, version=__version__, site=pages)
+        auth = Auth(self.settings, KeyRing(Keys(self.pool, self.settings.schema)))
+        pages = site(self.pool, DoorKeys(auth), notifier, __version__)
+        return create_app(
+            pool=self.pool, settings=self.settings, notifier=notifier, version=__version__, site=pages, auth=auth
+        )
 
     def _port(self) -> int:
         """The port to bind; looked up as late as possible, since others look too."""

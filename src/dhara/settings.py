@@ -7,6 +7,7 @@ nearest known one. `Settings` is frozen; each part receives only what it needs o
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import re
 import stat
@@ -56,6 +57,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     wakeups: bool = True
     api_keys: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
+    rate_limit: float = 0.0
+    queue_limit: int = 0
+    masked_fields: tuple[str, ...] = ()
 
 
 class Setting(Struct, frozen=True):
@@ -142,6 +147,33 @@ def _texts(value: Any) -> tuple[str, ...]:
     raise ValueError("a list of texts, separated by commas")
 
 
+def _networks(value: Any) -> tuple[str, ...]:
+    texts = _texts(value)
+    for text in texts:
+        try:
+            ipaddress.ip_network(text)
+        except ValueError:
+            raise ValueError("addresses or networks such as 10.0.0.0/8, separated by commas") from None
+    return texts
+
+
+def _rate(value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = -1.0
+    if isinstance(value, bool) or not 0 <= number <= 1_000_000:
+        raise ValueError("requests a second, from 0 to 1000000")
+    return number
+
+
+def _paths(value: Any) -> tuple[str, ...]:
+    texts = _texts(value)
+    if any(not part for text in texts for part in text.split(".")):
+        raise ValueError("paths such as card.number or *.password, separated by commas")
+    return texts
+
+
 TABLE: tuple[Setting, ...] = (
     Setting("database_url", _text, "the database: postgresql://user:password@host:5432/database"),
     Setting("schema", _schema, "the PostgreSQL schema that holds dhara's tables"),
@@ -175,8 +207,12 @@ TABLE: tuple[Setting, ...] = (
     Setting("command_timeout", duration, "how long one statement may take"),
     Setting("pooler", _boolean, "true behind a transaction pooler (PgBouncer): no prepared statements, no LISTEN"),
     Setting("wakeups", _boolean, "whether enqueues wake idle workers by NOTIFY; polling goes on in any case"),
-    Setting("api_keys", _texts, "keys that the HTTP API accepts, separated by commas; none: open, on loopback only"),
+    Setting("api_keys", _texts, "keys that may do everything, to begin with; further ones by `dhara keys create`"),
     Setting("allowed_hosts", _texts, "Host headers that the server answers, besides loopback names and HOST"),
+    Setting("trusted_proxies", _networks, "addresses or networks of proxies whose X-Forwarded-For is believed"),
+    Setting("rate_limit", _rate, "requests a second of each API key without a rate of its own; 0: unlimited"),
+    Setting("queue_limit", _integer(0, 10**12), "PENDING tasks of a queue above which HTTP enqueues get 429; 0: none"),
+    Setting("masked_fields", _paths, "fields of payloads and results that HTTP never shows: card.number, *.password"),
 )
 BY_NAME = {setting.name: setting for setting in TABLE}
 # Variables of this prefix that are no settings of a process: they steer the tools around it.

@@ -413,6 +413,25 @@ async def test_bad_retries_are_a_422(client: httpx.AsyncClient, body: bytes) -> 
     problem(await post(client, body, f"/api/v1/tasks/{made['id']}/retry"), 422, "invalid_task")
 
 
+KEYS: dict[str, list[Any]] = {
+    "name": ["", " ", "x" * 101, "a\r\nb", None, 5],
+    "scopes": [[], ["root"], "read", ["read", 1], None, {}],
+    "queues": ["mail", ["A"], ["a b"], ["x" * 101], ["a"] * 51, None, [""]],
+    "rate": [0, -1, 10**9, "5", True, None],
+    "expires_in": [0, -1, 10**12, "1h", True, None],
+    "id": ["x"],
+    "digest": ["x"],
+}
+KEY_FIELDS = [(field, value) for field, values in KEYS.items() for value in values]
+
+
+@pytest.mark.parametrize(("field", "value"), KEY_FIELDS, ids=[f"{f}={str(v)[:20]!a}" for f, v in KEY_FIELDS])
+async def test_a_wrong_field_of_a_key_is_a_422_that_names_it(client: httpx.AsyncClient, field: str, value: Any) -> None:
+    body = json.dumps({"name": "k", "scopes": ["read"]} | {field: value})
+    found = problem(await post(client, body, "/api/v1/keys"), 422, "invalid_key")
+    assert {e["field"] for e in found["errors"]} == {field}
+
+
 async def test_a_problem_echoes_no_surrogate_and_is_bounded(client: httpx.AsyncClient) -> None:
     body = "{" + ",".join(f'"k{i}":1' for i in range(5_000)) + "}"
     answer = await post(client, body)

@@ -27,9 +27,9 @@ from dhara.domain.validate import CREATE_FIELDS
 from dhara.settings import Settings
 from dhara.store.pool import DatabaseSettings, Pool
 
-from .conftest import post
+from .conftest import KEY, post
 
-DOCUMENT = document(TABLE, "1.2.3", protected=False)
+DOCUMENT = document(TABLE, "1.2.3")
 
 
 def test_it_is_valid_openapi_3_1() -> None:
@@ -95,7 +95,8 @@ def live(shared_dsn: str) -> Iterator[str]:
             addresses.put((f"http://{host}:{port}", loop, stop))
 
         async with Pool(DatabaseSettings(dsn=shared_dsn)) as pool:
-            app = create_app(pool=pool, settings=Settings())
+            # With a key from the beginning: the first that is made would close the server to those without.
+            app = create_app(pool=pool, settings=Settings(api_keys=(KEY,)))
             await serve(app, host="127.0.0.1", port=0, stop=stop, on_started=started)
 
     thread = Thread(target=asyncio.run, args=(run(),))
@@ -114,4 +115,5 @@ def test_schemathesis_finds_no_lie(case: Any, live: str) -> None:
     if "timeout" in (case.query or {}):
         case.query["timeout"] = 0
     # Not the check that whatever fits the schema is accepted: JSON Schema cannot say that run_at excludes delay.
-    case.call_and_validate(base_url=live, excluded_checks=[positive_data_acceptance])
+    headers = {"authorization": f"Bearer {KEY}"}
+    case.call_and_validate(base_url=live, headers=headers, excluded_checks=[positive_data_acceptance])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from typing import Any
@@ -511,6 +512,43 @@ async def figures_add_up(client: httpx.AsyncClient, pool: Pool) -> None:
     assert stats["by_status"] == dict.fromkeys(State, 1)
     assert stats["totals"]["enqueued"] == 5
     assert stats["pending"] == {"ready": 1, "delayed": 0}
+
+
+# keys
+
+
+@happy("GET", "/keys")
+@happy("POST", "/keys")
+@happy("POST", "/keys/{key}/rotate")
+@happy("DELETE", "/keys/{key}")
+async def a_key_s_life(client: httpx.AsyncClient, pool: Pool) -> None:
+    wish = {"name": "shop", "scopes": ["admin"], "rate": 50, "expires_in": 3600}
+    answer = await post(client, json.dumps(wish), "/api/v1/keys")
+    made = answer.json()
+    assert (answer.status_code, made["name"], made["scopes"], made["valid"]) == (201, "shop", ["admin"], True)
+    assert re.fullmatch(f"dh_{made['id']}_[A-Za-z0-9_-]{{43}}", made["key"])
+    # From here on the server is closed.
+    problem(await client.get("/api/v1/keys"), 401, "unauthorized")
+    client.headers["authorization"] = f"Bearer {made['key']}"
+    turned = await client.post(f"/api/v1/keys/{made['id']}/rotate?overlap=60")
+    assert (turned.status_code, turned.json()["rate"]) == (201, 50)
+    keys = {key["id"]: key for key in (await client.get("/api/v1/keys")).json()["keys"]}
+    assert keys[made["id"]]["replaced_by"] == turned.json()["id"]
+    assert {key["valid"] for key in keys.values()} == {True}
+    assert not any("key" in key for key in keys.values())
+    gone = await client.delete(f"/api/v1/keys/{made['id']}")
+    assert (gone.status_code, gone.json()["valid"], gone.json()["revoked_by"]) == (200, False, "shop")
+    problem(await client.get("/api/v1/keys"), 401, "unauthorized")
+    client.headers["authorization"] = f"Bearer {turned.json()['key']}"
+    assert (await client.get("/api/v1/keys")).status_code == 200
+
+
+@unhappy("POST", "/keys/{key}/rotate")
+@unhappy("DELETE", "/keys/{key}")
+async def no_such_key(client: httpx.AsyncClient, pool: Pool) -> None:
+    for id in ("0" * 12, "x", "A" * 12, "%00"):
+        problem(await client.post(f"/api/v1/keys/{id}/rotate"), 404, "not_found")
+        problem(await client.delete(f"/api/v1/keys/{id}"), 404, "not_found")
 
 
 # health, metrics, reference

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import socket
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -18,6 +19,7 @@ from dhara.domain.lifecycle import State
 from dhara.errors import ConfigError
 from dhara.settings import Settings
 from dhara.store.pool import Pool
+from fuzz import frames
 from tests import factories
 from tests.waiting import eventually
 
@@ -267,3 +269,12 @@ async def test_a_taken_port_is_one_clear_line(pool: Pool) -> None:
             await serve(create_app(pool=pool, settings=Settings()), host="127.0.0.1", port=port, stop=asyncio.Event())
     with pytest.raises(ConfigError, match="cannot bind"):
         await serve(create_app(pool=pool, settings=Settings()), host="no.such.invalid", port=0, stop=asyncio.Event())
+
+
+async def test_mutated_frames_do_no_harm(running: Running, pool: Pool) -> None:
+    """A taste of `python -m fuzz.frames`."""
+    before = await pool.fetchval("SELECT count(*) FROM dhara.tasks")
+    sent, verdict = await frames.run(running.port, 2_000, seed=random.randrange(10**6), seconds=3, lanes=20, quiet=0.5)
+    assert sent > 50
+    assert verdict.faults == []
+    assert await pool.fetchval("SELECT count(*) FROM dhara.tasks") - before <= verdict.created + verdict.cut

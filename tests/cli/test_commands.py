@@ -247,3 +247,23 @@ def test_queue_retention(dhara: Dhara) -> None:
     assert "7d" in dhara("queues", "get", "mail").stdout
     assert "retention" not in dhara.json("queues", "retention", "mail", "default")
     dhara("queues", "retention", "mail", "soon", code=2)
+
+
+def test_keys(dhara: Dhara) -> None:
+    made = dhara("keys", "create", "shop", "--scope", "enqueue", "--queue", "mail*", "--rate", "5", "--expires", "90d")
+    key = made.stdout.strip()
+    assert key not in made.stderr
+    (listed,) = dhara.json("keys", "list")["keys"]
+    assert (listed["name"], listed["scopes"], listed["queues"], listed["rate"]) == ("shop", ["enqueue"], ["mail*"], 5)
+    assert key.startswith(f"dh_{listed['id']}_")
+    turned = dhara.json("keys", "rotate", listed["id"], "--overlap", "0")
+    assert turned["key"].startswith(f"dh_{turned['id']}_")
+    revoked = dhara.json("keys", "revoke", turned["id"])
+    assert (revoked["valid"], "key" in revoked) == (False, False)
+    shown = dhara("keys", "list").stdout
+    assert "expired" in shown
+    assert "revoked" in shown
+    assert key[-20:] not in shown
+    dhara("keys", "rotate", turned["id"], code=1)
+    for wrong in (["--scope", "root"], ["--scope", "read", "--queue", "A"], ["--scope", "read", "--rate", "nan"]):
+        dhara("keys", "create", "x", *wrong, code=2)

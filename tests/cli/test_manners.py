@@ -68,6 +68,7 @@ def test_without_a_database_one_line_and_78(dhara_alone: Dhara, path: tuple[str,
         "pause": ["x"],
         "resume": ["x"],
         "retention": ["x", "7d"],
+        "limit": ["x", "5"],
         "enqueue": ["x"],
         "down": ["--yes"],
         "explain": ["x"],
@@ -80,6 +81,9 @@ def test_without_a_database_one_line_and_78(dhara_alone: Dhara, path: tuple[str,
         "dead purge": ["--all"],
         "schedules create": ["x", "type", "--every", "1h"],
         "schedules update": ["x", "--every", "1h"],
+        "keys create": ["x", "--scope", "read"],
+        "rotate": ["x"],
+        "revoke": ["x"],
     }
     given = arguments.get(" ".join(path), arguments.get(path[-1], []))
     result = dhara_alone(*path, *given, code=78)

@@ -323,6 +323,19 @@ async def test_tokens(pool: Pool) -> None:
     await client.close()
 
 
+async def test_a_key_that_may_not_see_results_says_so(pool: Pool) -> None:
+    app = create_app(pool=pool, settings=Settings())
+    key = await app.parts.keys.create("producer", ["enqueue", "read"])
+    await app.parts.ring.refresh()
+    client = await over(Line(app), token=key.text)
+    done = await make_task(pool, State.COMPLETED)
+    assert (await client.wait(done.id, timeout=5)).status is State.COMPLETED
+    with pytest.raises(ConfigError, match="read:payload"):
+        await client.handle(done.id).result(5)
+    assert (await client.enqueue("t", {"n": 1})).created
+    await client.close()
+
+
 async def test_a_transaction_cannot_be_shared_with_a_server(remote: AsyncClient, pool: Pool) -> None:
     async with pool.acquire() as connection:
         with pytest.raises(TypeError, match="needs a client on PostgreSQL"):

@@ -29,7 +29,8 @@ QUERIES = {
         FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid
         WHERE c.relnamespace = $1::text::regnamespace AND NOT t.tgisinternal""",
     "function": """
-        SELECT p.proname, pg_get_function_identity_arguments(p.oid), pg_get_functiondef(p.oid), p.proacl::text,
+        SELECT p.proname, pg_get_function_identity_arguments(p.oid), pg_get_functiondef(p.oid),
+               (SELECT string_agg(a::text, ' ' ORDER BY a::text) FROM unnest(COALESCE(p.proacl, acldefault('f', p.proowner))) AS a),
                obj_description(p.oid, 'pg_proc')
         FROM pg_proc AS p WHERE p.pronamespace = $1::text::regnamespace AND p.prokind <> 'a'""",
     "view": """

@@ -114,3 +114,25 @@ def test_a_value_that_cannot_be_shown_does_no_harm(stream: io.StringIO, format: 
 def test_escape_keeps_what_is_printable() -> None:
     assert logs.escape("Grüße 😀 \\n") == "Grüße 😀 \\n"
     assert logs.escape("a\nb") == "a\\nb"
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_secrets_stay_inside(stream: io.StringIO, format: str) -> None:
+    """S21: canaries in message, arguments, fields, exceptions."""
+    password, key = "c4n4ry", "dh_abcdefghijkl_" + "Zz9-" * 10 + "abc"
+    dsn = f"postgresql://u:{password}@h/d"
+    logs.configure("info", format, stream)
+    only_ours()
+    log = logging.getLogger("x")
+    log.info("connecting to %s with Bearer %s", dsn, key, extra={"dsn": dsn, "headers": {"authorization": key}})
+    log.info(f"password={password} {key}", extra={"error": ValueError(f"host=h password='{password}'")})  # noqa: G004
+    try:
+        raise ValueError(f"cannot reach {dsn} with {key}")
+    except ValueError:
+        log.exception("failed")
+    text = stream.getvalue()
+    assert password not in text
+    assert "Zz9-" not in text
+    assert text.count("dh_abcdefghijkl_***") >= 4
+    if format == "json":
+        assert all(json.loads(line) for line in lines(stream))

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dhara.errors import ConfigError, Unavailable
-from dhara.store.pool import check_dsn, redact, unavailable
+from dhara.store.pool import check_dsn, unavailable
+from dhara.telemetry.redact import redact
 
 # With a mark in front that occurs nowhere in the text around, and without what ends a word.
 PASSWORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Zs", "Zl", "Zp"]), max_size=20).map(

@@ -22,22 +22,27 @@ from starlette.routing import Route as StarletteRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dhara.api import problems
-from dhara.api.auth import Auth, unauthorized
+from dhara.api.auth import Auth, forbidden
+from dhara.api.backpressure import Backpressure
 from dhara.api.cursors import Cursors
 from dhara.api.exchange import ClientGone, Reply, Request, header_values, index_headers
 from dhara.api.figures import Figures
 from dhara.api.health import Health
 from dhara.api.ingest import Ingest, Wakes
+from dhara.api.keyring import KeyRing
+from dhara.api.masking import Mask
 from dhara.api.openapi import document
 from dhara.api.parts import Parts
 from dhara.api.problems import Refused, not_found
 from dhara.api.routes import PROBE, TABLE, Route
 from dhara.api.waiters import Waiters
 from dhara.api.wire import query
+from dhara.domain.access import Principal
 from dhara.maintenance.bulk import Bulk
 from dhara.settings import Settings
 from dhara.store.audit import Audit
 from dhara.store.failures import Failures
+from dhara.store.keys import Keys
 from dhara.store.operations import Operations
 from dhara.store.pool import Pool
 from dhara.store.queues import Queues
@@ -50,6 +55,8 @@ from dhara.telemetry.metrics import OTHER, LoopLag, Traffic
 
 log = logging.getLogger(__name__)
 
+# Whom a probe is for, until its endpoint asks.
+NOBODY = Principal("nobody", frozenset())
 # Sends status, head lines and body of an answer in one piece.
 WholeReply = Callable[[int, bytes, bytes], Awaitable[None]]
 
@@ -87,11 +94,13 @@ def create_app(
     version: str = "0",
     routes: Sequence[BaseRoute] = (),
     site: Site | None = None,
+    auth: Auth | None = None,
 ) -> Api:
     """The HTTP API on an open `pool`. `notifier` wakes workers; `routes` are further ones, which pass the same edge; `site`
-    answers every path that is not the API's. Starts nothing before its lifespan."""
+    answers every path that is not the API's, and may share `auth`. Starts nothing before its lifespan."""
     schema = pool.settings.schema
-    tasks, stats = Tasks(pool, schema), Stats(pool, schema)
+    tasks, stats, keys = Tasks(pool, schema), Stats(pool, schema), Keys(pool, schema)
+    queues, auth = Queues(pool, schema), auth or Auth(settings, KeyRing(keys))
     parts = Parts(
         settings=settings,
         pool=pool,
@@ -100,20 +109,24 @@ def create_app(
         failures=Failures(pool, schema),
         operations=Operations(pool, schema),
         bulk=Bulk(pool, schema, notifier),
-        queues=Queues(pool, schema),
+        queues=queues,
         workers=Workers(pool, schema),
         search=Search(pool, schema),
         stats=stats,
         notifier=notifier,
-        auth=Auth(settings),
+        keys=keys,
+        ring=auth.ring,
+        auth=auth,
+        mask=Mask(settings.masked_fields),
         cursors=Cursors(stats),
         figures=Figures(pool, schema),
         health=Health(pool, schema),
         ingest=Ingest(tasks, pool, notifier),
+        pressure=Backpressure(queues, settings.queue_limit),
         waiters=Waiters(tasks),
         traffic=Traffic(),
         lag=LoopLag(),
-        document=document(TABLE, version, protected=bool(settings.api_keys)),
+        document=document(TABLE, version),
     )
     return Api(parts, routes, site)
 
@@ -149,7 +162,7 @@ class Api(Starlette):
 
 @asynccontextmanager
 async def _lifespan(app: Api) -> AsyncIterator[None]:
-    async with app.parts.lag:
+    async with app.parts.lag, app.parts.ring, app.parts.pressure:
         yield
         app.drain()
         await app.parts.ingest.close()
@@ -187,6 +200,11 @@ class Methods:
         if route is None:
             allowed = self._allow.decode()
             raise Refused("method_not_allowed", f"allowed here: {allowed}", headers=((b"allow", self._allow),))
+        principal: Principal = scope["dhara.principal"]
+        if route.scope not in principal.scopes and route.scope != PROBE:
+            raise forbidden()
+        if principal.queues and not route.limited:
+            raise forbidden()
         request = Request(scope, receive, self._parts, query(scope["query_string"], route.query))
         await outgoing.finish(await route.endpoint(request))
 
@@ -234,10 +252,13 @@ class Edge:
     def _check(self, scope: Scope) -> None:
         """Raise `Refused` for what no route should see."""
         self._check_address(scope)
-        probed = self._auth.open or scope["path"] in self._probes
-        if not probed and not self._auth.knows(header_values(scope, b"authorization")):
-            raise unauthorized()
+        scope["dhara.principal"] = NOBODY if scope["path"] in self._probes else self._identify(scope)
         self._auth.check_origin(scope)
+
+    def _identify(self, scope: Scope) -> Principal:
+        principal = self._auth.identify(scope)
+        self._auth.limit(principal)
+        return principal
 
     def _is_api(self, path: str) -> bool:
         return path.startswith(_API_PATHS) or path in self._fixed

@@ -9,6 +9,8 @@ import msgspec
 from msgspec import Struct
 from starlette.types import Receive, Scope
 
+from dhara.domain.access import Principal
+
 if TYPE_CHECKING:
     from dhara.api.parts import Parts
 
@@ -47,6 +49,12 @@ class Request:
         return params
 
     @property
+    def principal(self) -> Principal:
+        """Whom the request acts for; without a key (a probe) somebody who may do nothing."""
+        principal: Principal = self.scope["dhara.principal"]
+        return principal
+
+    @property
     def id(self) -> str:
         """The request id."""
         request_id: str = self.scope["dhara.request_id"]
@@ -54,9 +62,8 @@ class Request:
 
     @property
     def actor(self) -> str:
-        """Who asks, for the audit log: the name of the key, as whoever checked it has noted it; else `api`."""
-        actor: str = self.scope.get("dhara.actor") or "api"
-        return actor
+        """Who asks, for the audit log: the name of the key; `api` where none is needed."""
+        return self.principal.name
 
     def headers(self, name: bytes) -> tuple[bytes, ...]:
         """Every value of header `name` (lower case)."""

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 async def queues(request: Request) -> Reply:
-    found = await request.parts.queues.list()
+    found = [queue for queue in await request.parts.queues.list() if request.principal.sees(queue.name)]
     rates = request.parts.figures.rates(found)
     return json_reply(QueueList([queue_out(queue, rates.get(queue.name)) for queue in found]))
 
@@ -100,6 +100,6 @@ def _own(request: Request) -> list[Family]:
 
 def _name(request: Request) -> str:
     name = request.path["name"]
-    if not limits.NAME.fullmatch(name):
+    if not limits.NAME.fullmatch(name) or not request.principal.sees(name):
         raise not_found()
     return name

@@ -6,7 +6,9 @@ import logging
 import time
 
 from dhara.api.exchange import Reply, Request, json_reply
+from dhara.api.problems import Refused
 from dhara.api.shapes import CheckOut, HealthOut
+from dhara.domain.access import READ
 from dhara.errors import SchemaError
 from dhara.store import migrate
 from dhara.store.pool import Pool
@@ -77,5 +79,11 @@ async def readyz(request: Request) -> Reply:
 
 
 def _trusted(request: Request) -> bool:
-    """Details are for those who may call the API; probes without a key learn up or down."""
-    return request.parts.auth.knows(request.headers(b"authorization"))
+    """Details are for those who may read; probes without a key learn up or down."""
+    auth = request.parts.auth
+    if not auth.open and not request.headers(b"authorization"):
+        return False
+    try:
+        return auth.identify(request.scope).may(READ)
+    except Refused:
+        return False

@@ -17,7 +17,7 @@ from uuid import UUID
 import asyncpg
 
 from dhara.api.problems import busy
-from dhara.domain.task import Enqueued, NewTask
+from dhara.domain.task import Enqueued, NewTask, Task
 from dhara.errors import IdempotencyConflict
 from dhara.store.coalesce import Coalescer
 from dhara.store.pool import Pool, is_transient
@@ -91,9 +91,12 @@ class Ingest:
             self.waiting -= 1
             self._bytes -= size
 
-    async def enqueue_all(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
-        """Enqueue many, all or none. Raises `IdempotencyConflict` with the index of the one in the way."""
-        answers = await _persist(lambda: self._insert_all(tasks))
+    async def enqueue_all(
+        self, tasks: Sequence[NewTask], check: Callable[[Task], None] = lambda task: None
+    ) -> list[Enqueued]:
+        """Enqueue many, all or none. `check` sees each task that stood already, before the commit, and may refuse all by raising.
+        Raises `IdempotencyConflict` with the index of the one in the way."""
+        answers = await _persist(lambda: self._insert_all(tasks, check))
         self._wake(answers)
         return answers
 
@@ -113,7 +116,7 @@ class Ingest:
         by_id = dict(zip((task.id for task in tasks), answers, strict=True))
         return [by_id[task.id] for task in batch]
 
-    async def _insert_all(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
+    async def _insert_all(self, tasks: Sequence[NewTask], check: Callable[[Task], None]) -> list[Enqueued]:
         if not any(_has_key(task) for task in tasks):
             # One statement is atomic by itself, and no task of it can conflict.
             answers = await self._tasks.enqueue(tasks)
@@ -123,7 +126,11 @@ class Ingest:
             answers = await self._tasks.on(connection).enqueue(ordered)
             by_id = dict(zip((task.id for task in ordered), answers, strict=True))
             # A conflict raises here, inside, so that the transaction takes the others back.
-            return [_settled(by_id[task.id], task, i) for i, task in enumerate(tasks)]
+            settled = [_settled(by_id[task.id], task, i) for i, task in enumerate(tasks)]
+            for one in settled:
+                if not one.created:
+                    check(one.task)
+            return settled
 
     def _wake(self, answers: Sequence[Answer]) -> None:
         if self._notifier is None:

@@ -18,24 +18,25 @@ _PATH_PARAMETERS = {
     "id": params.ID_SCHEMA,
     "name": params.NAME_SCHEMA,
     "fingerprint": {"type": "string"},
+    "key": params.KEY_SCHEMA,
     "file": {"type": "string"},
 }
 _KEY_HEADER = {
     "name": "Idempotency-Key",
     "in": "header",
     "description": "The same as the field idempotency_key.",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
 }
 
 
-def document(routes: Sequence[Route], version: str, protected: bool) -> dict[str, Any]:
-    """The document of `routes`; `protected`: API keys are set."""
+def document(routes: Sequence[Route], version: str) -> dict[str, Any]:
+    """The document of `routes`."""
     schemas, components = _schemas(routes)
     paths: defaultdict[str, dict[str, Any]] = defaultdict(dict)
     for route in routes:
         for path in route.paths:
             paths[path][route.method.lower()] = _operation(route, path, schemas)
-    document: dict[str, Any] = {
+    return {
         "openapi": "3.1.0",
         "info": {
             "title": "dhara",
@@ -51,9 +52,6 @@ def document(routes: Sequence[Route], version: str, protected: bool) -> dict[str
         },
         "tags": [{"name": tag} for tag in dict.fromkeys(route.tag for route in routes)],
     }
-    if protected:
-        document["security"] = [{"key": []}]
-    return document
 
 
 def _schemas(routes: Sequence[Route]) -> tuple[dict[Any, dict[str, Any]], dict[str, Any]]:

@@ -17,6 +17,8 @@ SEARCH_LENGTH = 200
 REASON_LENGTH = 200
 MOST_OFFSET = 1_000_000
 MOST_WAIT = 120.0
+DEFAULT_OVERLAP = 3_600.0
+MOST_OVERLAP = 7 * 86_400.0
 
 _DIGITS = re.compile(r"[0-9]{1,18}", re.ASCII)
 _SECONDS = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?", re.ASCII)
@@ -197,5 +199,14 @@ WAIT = (Param("timeout", _seconds(0, MOST_WAIT), "seconds to wait at most", _ran
 CANCEL = (
     Param("reason", _text(REASON_LENGTH), "kept in the task's history; default: an operator", _sized(REASON_LENGTH)),
 )
+ROTATE = (
+    Param(
+        "overlap",
+        _seconds(0, MOST_OVERLAP),
+        "seconds that the old key stays valid",
+        _range(0, MOST_OVERLAP, DEFAULT_OVERLAP, "number"),
+    ),
+)
 ID_SCHEMA = _ID
+KEY_SCHEMA = {"type": "string", "pattern": "^[a-z0-9]{12}$"}
 NAME_SCHEMA = _NAMED

@@ -7,15 +7,19 @@ from typing import Any
 from msgspec import Struct
 
 from dhara.api.auth import Auth
+from dhara.api.backpressure import Backpressure
 from dhara.api.cursors import Cursors
 from dhara.api.figures import Figures
 from dhara.api.health import Health
 from dhara.api.ingest import Ingest, Wakes
+from dhara.api.keyring import KeyRing
+from dhara.api.masking import Mask
 from dhara.api.waiters import Waiters
 from dhara.maintenance.bulk import Bulk
 from dhara.settings import Settings
 from dhara.store.audit import Audit
 from dhara.store.failures import Failures
+from dhara.store.keys import Keys
 from dhara.store.operations import Operations
 from dhara.store.pool import Pool
 from dhara.store.queues import Queues
@@ -41,11 +45,15 @@ class Parts(Struct, frozen=True, kw_only=True):
     search: Search
     stats: Stats
     notifier: Wakes | None
+    keys: Keys
+    ring: KeyRing
     auth: Auth
+    mask: Mask
     cursors: Cursors
     figures: Figures
     health: Health
     ingest: Ingest
+    pressure: Backpressure
     waiters: Waiters
     traffic: Traffic
     lag: LoopLag

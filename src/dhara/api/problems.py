@@ -34,6 +34,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "invalid_json": (400, "The body is not strict JSON"),
     "bad_request": (400, "The request is malformed"),
     "unauthorized": (401, "An API key is needed"),
+    "forbidden": (403, "The API key does not allow that"),
     "cross_origin": (403, "Requests from other origins are refused"),
     "not_found": (404, "There is no such thing"),
     "method_not_allowed": (405, "The method is not allowed here"),
@@ -49,6 +50,9 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "invalid_batch": (422, "A task of the batch is wrong; nothing was enqueued"),
     "invalid_string": (422, "A text cannot be stored"),
     "invalid_query": (422, "A query parameter is wrong"),
+    "invalid_key": (422, "A field of the API key is wrong"),
+    "queue_full": (429, "The queue holds as many tasks as it takes; try again later"),
+    "rate_limited": (429, "Too many requests; slow down"),
     "headers_too_large": (431, "The headers are too large"),
     "internal": (500, "Something went wrong inside; the log has the details"),
     "unavailable": (503, "The database does not answer; try again"),
@@ -104,7 +108,7 @@ class Refused(DharaError):
 
 
 def busy(code: str, detail: str, seconds: int = 1) -> Refused:
-    """A 503 that says when to come again."""
+    """A 429 or 503 that says when to come again."""
     return Refused(code, detail, headers=((b"retry-after", str(seconds).encode()),))
 
 

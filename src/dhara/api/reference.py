@@ -13,7 +13,8 @@ _FILES = {"docs.css": b"text/css; charset=utf-8", "docs.js": b"text/javascript; 
 
 
 async def openapi(request: Request) -> Reply:
-    return json_reply(request.parts.document)
+    parts = request.parts
+    return json_reply(parts.document if parts.auth.open else parts.document | {"security": [{"key": []}]})
 
 
 async def docs(request: Request) -> Reply:

@@ -6,15 +6,24 @@ from typing import Any
 
 from msgspec import Struct
 
-from dhara.api import audit, dead, fleet, health, params, reference, shapes, tasks
+from dhara.api import audit, dead, fleet, health, keys, params, reference, shapes, tasks
 from dhara.api.exchange import Endpoint
 from dhara.api.wire import Param
+from dhara.domain.access import ADMIN, ENQUEUE, METRICS, OPERATE, READ
 
 BASE = "/api/v1"
-PROBE, READ, ENQUEUE, OPERATE, METRICS = "probe", "read", "enqueue", "operate", "metrics"
+PROBE = "probe"
 
 # Every route may answer these as well.
-ALWAYS = ("internal", "misdirected_host", "unauthorized", "url_too_long", "headers_too_large")
+ALWAYS = (
+    "internal",
+    "misdirected_host",
+    "unauthorized",
+    "forbidden",
+    "rate_limited",
+    "url_too_long",
+    "headers_too_large",
+)
 BODY = ("invalid_json", "body_too_large", "unsupported_media_type", "cross_origin")
 DATABASE = ("unavailable", "schema_error")
 WRITES = (*DATABASE, "cross_origin")
@@ -22,7 +31,8 @@ WRITES = (*DATABASE, "cross_origin")
 
 class Route(Struct, frozen=True, kw_only=True):
     """One method on one path. `answers`: status -> shape, or the media type of a text. `scope`: what its caller may do;
-    a `probe` answers without a key."""
+    a `probe` answers without a key. `limited`: keys for some queues only may call it, since its endpoint shows them no
+    others; every other route refuses them."""
 
     method: str
     path: str
@@ -31,6 +41,7 @@ class Route(Struct, frozen=True, kw_only=True):
     tag: str
     answers: dict[int, Any]
     scope: str = READ
+    limited: bool = False
     request: Any = None
     request_required: bool = True
     query: tuple[Param, ...] = ()
@@ -56,6 +67,7 @@ TABLE: tuple[Route, ...] = (
         endpoint=tasks.create,
         summary="Enqueue a task",
         tag="tasks",
+        limited=True,
         scope=ENQUEUE,
         request=shapes.NewTaskIn,
         answers={201: shapes.TaskOut, 200: shapes.TaskOut},
@@ -65,6 +77,7 @@ TABLE: tuple[Route, ...] = (
             "invalid_string",
             "payload_too_large",
             "idempotency_conflict",
+            "queue_full",
             "overloaded",
             *DATABASE,
         ),
@@ -75,9 +88,10 @@ TABLE: tuple[Route, ...] = (
         endpoint=tasks.listing,
         summary="List tasks, newest first",
         tag="tasks",
+        limited=True,
         query=params.TASKS,
         answers={200: shapes.TaskList},
-        errors=DATABASE,
+        errors=("overloaded", *DATABASE),
     ),
     Route(
         method="POST",
@@ -85,10 +99,11 @@ TABLE: tuple[Route, ...] = (
         endpoint=tasks.create_batch,
         summary="Enqueue up to 1,000 tasks, all or none; a body of at most 4 MiB",
         tag="tasks",
+        limited=True,
         scope=ENQUEUE,
         request=shapes.BatchIn | list[shapes.NewTaskIn],
         answers={201: list[shapes.BatchedOut]},
-        errors=(*BODY, "invalid_batch", "invalid_string", "idempotency_conflict", *DATABASE),
+        errors=(*BODY, "invalid_batch", "invalid_string", "idempotency_conflict", "queue_full", *DATABASE),
     ),
     Route(
         method="GET",
@@ -96,6 +111,7 @@ TABLE: tuple[Route, ...] = (
         endpoint=tasks.get,
         summary="One task, with payload and result",
         tag="tasks",
+        limited=True,
         answers={200: shapes.TaskOut},
         errors=("not_found", *DATABASE),
     ),
@@ -105,6 +121,7 @@ TABLE: tuple[Route, ...] = (
         endpoint=tasks.cancel,
         summary="Cancel a task: a PENDING one at once, a RUNNING one by asking its handler",
         tag="tasks",
+        limited=True,
         scope=OPERATE,
         query=params.CANCEL,
         answers={200: shapes.TaskOut, 202: shapes.TaskOut},
@@ -116,6 +133,7 @@ TABLE: tuple[Route, ...] = (
         endpoint=tasks.retry,
         summary="Revive a DEAD task, optionally changed",
         tag="tasks",
+        limited=True,
         scope=OPERATE,
         request=shapes.RetryIn,
         request_required=False,
@@ -136,6 +154,7 @@ TABLE: tuple[Route, ...] = (
         endpoint=tasks.logs,
         summary="A task's history, oldest first",
         tag="tasks",
+        limited=True,
         answers={200: shapes.LogList},
         errors=("not_found", *DATABASE),
     ),
@@ -145,6 +164,7 @@ TABLE: tuple[Route, ...] = (
         endpoint=tasks.attempts,
         summary="A task's executions, oldest first",
         tag="tasks",
+        limited=True,
         answers={200: shapes.AttemptList},
         errors=("not_found", *DATABASE),
     ),
@@ -163,6 +183,7 @@ TABLE: tuple[Route, ...] = (
         endpoint=tasks.wait,
         summary="Wait until a task is final (200), or until the time is over (202)",
         tag="tasks",
+        limited=True,
         query=params.WAIT,
         answers={200: shapes.TaskOut, 202: shapes.TaskOut},
         errors=("not_found", "overloaded", *DATABASE),
@@ -173,9 +194,10 @@ TABLE: tuple[Route, ...] = (
         endpoint=tasks.dead_letters,
         summary="List DEAD tasks, newest first",
         tag="tasks",
+        limited=True,
         query=params.DEAD,
         answers={200: shapes.TaskList},
-        errors=DATABASE,
+        errors=("overloaded", *DATABASE),
     ),
     Route(
         method="GET",
@@ -275,6 +297,7 @@ TABLE: tuple[Route, ...] = (
         endpoint=fleet.queues,
         summary="Every queue with its figures",
         tag="queues",
+        limited=True,
         answers={200: shapes.QueueList},
         errors=DATABASE,
     ),
@@ -284,6 +307,7 @@ TABLE: tuple[Route, ...] = (
         endpoint=fleet.queue,
         summary="One queue with its figures",
         tag="queues",
+        limited=True,
         answers={200: shapes.QueueOut},
         errors=("not_found", *DATABASE),
     ),
@@ -293,6 +317,7 @@ TABLE: tuple[Route, ...] = (
         endpoint=fleet.pause,
         summary="Stop claiming from a queue; what runs goes on",
         tag="queues",
+        limited=True,
         scope=OPERATE,
         answers={200: shapes.QueueOut},
         errors=("not_found", *WRITES),
@@ -303,6 +328,7 @@ TABLE: tuple[Route, ...] = (
         endpoint=fleet.resume,
         summary="Start claiming from a queue again",
         tag="queues",
+        limited=True,
         scope=OPERATE,
         answers={200: shapes.QueueOut},
         errors=("not_found", *WRITES),
@@ -337,10 +363,53 @@ TABLE: tuple[Route, ...] = (
     ),
     Route(
         method="GET",
+        path="/keys",
+        endpoint=keys.listing,
+        summary="Every API key, the newest first; expired and revoked ones too",
+        tag="keys",
+        scope=ADMIN,
+        answers={200: shapes.KeyList},
+        errors=DATABASE,
+    ),
+    Route(
+        method="POST",
+        path="/keys",
+        endpoint=keys.create,
+        summary="Make an API key; its text is in this answer and nowhere else",
+        tag="keys",
+        scope=ADMIN,
+        request=shapes.NewKeyIn,
+        answers={201: shapes.MadeKeyOut},
+        errors=(*BODY, "invalid_key", "invalid_string", *DATABASE),
+    ),
+    Route(
+        method="POST",
+        path="/keys/{key}/rotate",
+        endpoint=keys.rotate,
+        summary="Make an API key in place of another, which stays valid for a while",
+        tag="keys",
+        scope=ADMIN,
+        query=params.ROTATE,
+        answers={201: shapes.MadeKeyOut},
+        errors=("not_found", *WRITES),
+    ),
+    Route(
+        method="DELETE",
+        path="/keys/{key}",
+        endpoint=keys.revoke,
+        summary="End an API key; every server knows it within about a second",
+        tag="keys",
+        scope=ADMIN,
+        answers={200: shapes.KeyOut},
+        errors=("not_found", *WRITES),
+    ),
+    Route(
+        method="GET",
         path="/livez",
         endpoint=health.livez,
         summary="Is the process alive?",
         tag="health",
+        limited=True,
         scope=PROBE,
         answers={200: shapes.HealthOut},
         aliases=("/livez",),
@@ -351,6 +420,7 @@ TABLE: tuple[Route, ...] = (
         endpoint=health.readyz,
         summary="Can it serve? Database, schema, workers",
         tag="health",
+        limited=True,
         scope=PROBE,
         answers={200: shapes.HealthOut, 503: shapes.HealthOut},
         aliases=("/readyz", BASE + "/health", "/health", "/healthz"),
@@ -371,6 +441,7 @@ TABLE: tuple[Route, ...] = (
         endpoint=reference.openapi,
         summary="This API, as OpenAPI 3.1",
         tag="docs",
+        limited=True,
         answers={200: dict[str, Any]},
         aliases=("/openapi.json",),
     ),
@@ -380,6 +451,7 @@ TABLE: tuple[Route, ...] = (
         endpoint=reference.docs,
         summary="A page to read and try it",
         tag="docs",
+        limited=True,
         answers={200: "text/html"},
         aliases=("/docs",),
     ),
@@ -389,6 +461,7 @@ TABLE: tuple[Route, ...] = (
         endpoint=reference.static,
         summary="What that page needs",
         tag="docs",
+        limited=True,
         answers={200: "*/*"},
         errors=("not_found",),
         aliases=("/docs/{file}",),

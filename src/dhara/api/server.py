@@ -71,6 +71,7 @@ class Protocol(HttpToolsProtocol):
     _head: int = 0
     _complete: bool = False
     _refusal: str = "bad_request"
+    _running: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -95,6 +96,7 @@ class Protocol(HttpToolsProtocol):
         if app is not self.app:
             app = _overloaded
         cast(dict[str, Any], cycle.scope)["dhara.reply"] = cast(Cycle, cycle).reply
+        self._running = cycle
         super()._start_asgi_task(cycle, app)
 
     def on_message_begin(self) -> None:
@@ -114,8 +116,18 @@ class Protocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no request, and hang up."""
+        """Answer what is no request, and hang up; first comes the answer of a request before it."""
         self._arrived()
+        running = self._running
+        if (
+            running is not None
+            and not running.response_complete
+            and (running is not self.cycle or not running.more_body)
+        ):
+            # Its client would take this refusal for its own answer, though it is being done.
+            running.keep_alive = False
+            self.pipeline.clear()
+            return
         code, self._refusal = self._refusal, "bad_request"
         request_id = secrets.token_hex(8)
         refused = Refused(

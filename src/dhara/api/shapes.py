@@ -7,7 +7,7 @@ progress are given back exactly as they came.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -15,12 +15,15 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from dhara.api.masking import Mask
 from dhara.domain import limits
+from dhara.domain.access import LEAST_RATE, MOST_PATTERNS, MOST_RATE, QUEUE_PATTERN, SCOPES, ApiKey
 from dhara.domain.explain import Reason
 from dhara.domain.lifecycle import State
 from dhara.domain.task import Attempt, Enqueued, LogEntry, NewTask, Task
 from dhara.store.audit import Action
 from dhara.store.failures import Group
+from dhara.store.keys import MadeKey
 from dhara.store.operations import Operation
 from dhara.store.queues import Queue
 from dhara.store.workers import RunningTask, WorkerRow
@@ -29,6 +32,8 @@ Name = Annotated[str, Meta(pattern=f"^{limits.NAME_PATTERN}$", description=limit
 Key = Annotated[str, Meta(min_length=1, max_length=limits.IDEMPOTENCY_KEY_LENGTH)]
 Priority = Annotated[int, Meta(ge=limits.PRIORITY[0], le=limits.PRIORITY[1], description="Higher first.")]
 Json = Annotated[Any, Meta(description=f"Any JSON, at most {limits.PAYLOAD_BYTES // 1024} KiB, kept byte for byte.")]
+# As its own name the type checker could not see what is in it.
+KeyScope: Any = Literal[tuple(SCOPES)]
 Moment = Annotated[datetime, Meta(tz=True)]
 # These shapes only describe what validation accepts; they are never decoded into, so that absence needs no type.
 _ABSENT: Any = msgspec.UNSET
@@ -136,7 +141,9 @@ class TaskRow(Struct, kw_only=True, omit_defaults=True, frozen=True):
 class TaskOut(TaskRow, kw_only=True, omit_defaults=True, frozen=True):
     """A task, whole."""
 
-    payload: Annotated[Any, Meta(description="As it came, byte for byte.")]
+    payload: Annotated[
+        Any, Meta(description="As it came, byte for byte. Absent, like result and progress, without read:payload.")
+    ] = msgspec.UNSET
     result: Annotated[Any, Meta(description="What the handler returned.")] = None
     progress: Any = None
 
@@ -367,6 +374,51 @@ class WorkerList(Struct):
     workers: list[WorkerOut]
 
 
+class NewKeyIn(Struct, kw_only=True, forbid_unknown_fields=True):
+    """An API key to make."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=100, description="Whose it is; shown to people.")]
+    scopes: Annotated[list[KeyScope], Meta(min_length=1)]
+    queues: Annotated[
+        list[Annotated[str, Meta(pattern=f"^{QUEUE_PATTERN.pattern}$")]],
+        Meta(max_length=MOST_PATTERNS, description="Queues that it may see and fill, * for any characters; none: all."),
+    ] = _ABSENT
+    rate: Annotated[float, Meta(ge=LEAST_RATE, le=MOST_RATE, description="Requests a second at each server.")] = _ABSENT
+    expires_in: Annotated[
+        float, Meta(ge=1, le=limits.RETENTION_SECONDS[1], description="Seconds that it is valid; absent: for ever.")
+    ] = _ABSENT
+
+
+class KeyOut(Struct, kw_only=True, omit_defaults=True, frozen=True):
+    """An API key. `replaced_by` is the id of the key that a rotation made in its place."""
+
+    id: str
+    name: str
+    scopes: list[str]
+    valid: bool
+    created_at: Moment
+    queues: Annotated[list[str] | None, Meta(description="Absent: all.")] = None
+    rate: Annotated[float | None, Meta(description="Requests a second; absent: as the settings say.")] = None
+    created_by: str | None = None
+    expires_at: Moment | None = None
+    revoked_at: Moment | None = None
+    revoked_by: str | None = None
+    replaced_by: str | None = None
+    last_used_at: Annotated[Moment | None, Meta(description="To about a minute.")] = None
+
+
+class MadeKeyOut(KeyOut, kw_only=True, omit_defaults=True, frozen=True):
+    """A new API key; `key` is its text, shown this once."""
+
+    key: str
+
+
+class KeyList(Struct):
+    """API keys, the newest first."""
+
+    keys: list[KeyOut]
+
+
 class PendingOut(Struct):
     """PENDING tasks."""
 
@@ -450,31 +502,41 @@ def task_row(task: Task) -> TaskRow:
     return TaskRow(**_shown(task))
 
 
-def task_out(task: Task) -> TaskOut:
-    return TaskOut(**_shown(task), payload=raw(task.payload), result=raw(task.result), progress=raw(task.progress))
+def task_out(task: Task, mask: Mask | None = None, *, hidden: bool = False) -> TaskOut:
+    """`hidden`: without payload, result and progress; `mask` hides single fields of them."""
+    if hidden:
+        return TaskOut(**_shown(task))
+    payload, result, progress = _contents(task, mask)
+    return TaskOut(**_shown(task), payload=payload, result=result, progress=progress)
 
 
-def enqueued_out(done: Enqueued) -> TaskOut:
-    """What an enqueue answers."""
-    if done.new is None:
-        return task_out(done.task)
+def enqueued_out(done: Enqueued, mask: Mask | None = None) -> TaskOut:
+    """What an enqueue answers to whoever made the task."""
+    if done.new is None or mask:
+        return task_out(done.task, mask)
     return TaskOut(**_made(done.new, done))
 
 
-def batched_out(task: Task, created: bool) -> BatchedOut:
-    return BatchedOut(
-        **_shown(task),
-        payload=raw(task.payload),
-        result=raw(task.result),
-        progress=raw(task.progress),
-        created=created,
-    )
+def batched_out(task: Task, created: bool, mask: Mask | None = None, *, hidden: bool = False) -> BatchedOut:
+    """As `task_out`."""
+    if hidden:
+        return BatchedOut(**_shown(task), created=created)
+    payload, result, progress = _contents(task, mask)
+    return BatchedOut(**_shown(task), payload=payload, result=result, progress=progress, created=created)
 
 
-def batch_out(done: Sequence[Enqueued]) -> list[BatchedOut]:
-    """What a batch answers."""
+def _contents(task: Task, mask: Mask | None) -> tuple[Raw | None, Raw | None, Raw | None]:
+    if mask:
+        return raw(mask.apply(task.payload)), raw(mask.apply(task.result)), raw(mask.apply(task.progress))
+    return raw(task.payload), raw(task.result), raw(task.progress)
+
+
+def batch_out(done: Sequence[Enqueued], mask: Mask | None = None, *, reader: bool = True) -> list[BatchedOut]:
+    """What a batch answers; not to a `reader`, without the payloads of tasks that stood already."""
     return [
-        batched_out(one.task, one.created) if one.new is None else BatchedOut(**_made(one.new, one), created=True)
+        batched_out(one.task, one.created, mask, hidden=not (one.created or reader))
+        if one.new is None or mask
+        else BatchedOut(**_made(one.new, one), created=True)
         for one in done
     ]
 
@@ -558,6 +620,20 @@ def queue_out(queue: Queue, rates: tuple[float, float] | None) -> QueueOut:
         paused_by=queue.paused_by,
         retention=queue.retention,
     )
+
+
+def _key_values(key: ApiKey) -> dict[str, Any]:
+    values = {field: getattr(key, field) for field in KeyOut.__struct_fields__ if field != "valid"}
+    valid = key.valid(datetime.now(UTC))
+    return values | {"scopes": list(key.scopes), "queues": list(key.queues) or None, "valid": valid}
+
+
+def key_out(key: ApiKey) -> KeyOut:
+    return KeyOut(**_key_values(key))
+
+
+def made_key_out(made: MadeKey) -> MadeKeyOut:
+    return MadeKeyOut(**_key_values(made.key), key=made.text)
 
 
 def worker_out(worker: WorkerRow, running: list[RunningTask]) -> WorkerOut:

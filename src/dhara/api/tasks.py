@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
 from dhara.api import wire
+from dhara.api.auth import forbidden
 from dhara.api.exchange import Reply, Request, json_reply
-from dhara.api.problems import Refused, not_found
+from dhara.api.problems import Refused, busy, not_found
 from dhara.api.shapes import (
     AttemptList,
     LogList,
     TaskList,
+    TaskOut,
     attempt_out,
     batch_out,
     enqueued_out,
@@ -21,35 +25,67 @@ from dhara.api.shapes import (
     task_out,
     task_row,
 )
+from dhara.domain.access import PAYLOAD
 from dhara.domain.explain import explain as reasons_of
 from dhara.domain.lifecycle import FINAL, State
-from dhara.domain.task import Task
+from dhara.domain.task import NewTask, Task
 from dhara.errors import WrongState
 from dhara.store.search import Filter
 
 DEFAULT_LIMIT = 20
 DEFAULT_WAIT = 30.0
+# A text that is looked for in a million tasks takes its time; the database is told to stop.
+LIST_SECONDS = 5.0
 
 _ID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
 
 
 async def create(request: Request) -> Reply:
     task = await wire.created_task(request)
+    if request.principal.queues:
+        check_queues(request, (task,))
+    request.parts.pressure.take(task.queue)
     done = await request.parts.ingest.enqueue(task)
     headers = ((b"location", b"/api/v1/tasks/%b" % str(done.id).encode()),)
     if done.created:
-        return json_reply(enqueued_out(done), 201, headers)
-    return json_reply(enqueued_out(done), 200, (*headers, (b"idempotency-replayed", b"true")))
+        return json_reply(enqueued_out(done, request.parts.mask), 201, headers)
+    standing = _standing(request, done.task)
+    return json_reply(standing, 200, (*headers, (b"idempotency-replayed", b"true")))
 
 
 async def create_batch(request: Request) -> Reply:
     tasks = await wire.batch(request)
-    done = await request.parts.ingest.enqueue_all(tasks)
-    return json_reply(batch_out(done), 201)
+    if request.principal.queues:
+        check_queues(request, tasks)
+    request.parts.pressure.take_all(task.queue for task in tasks)
+    done = await request.parts.ingest.enqueue_all(tasks, lambda task: _check_standing(request, task))
+    return json_reply(batch_out(done, request.parts.mask, reader=request.principal.may(PAYLOAD)), 201)
+
+
+def check_queues(request: Request, tasks: Sequence[NewTask]) -> None:
+    """Refuse what a key for some queues may not enqueue: into others, and in place of a task that may be in another."""
+    for task in tasks:
+        if not request.principal.sees(task.queue) or task.on_conflict != "keep":
+            raise forbidden()
+
+
+def _standing(request: Request, task: Task) -> TaskOut:
+    """A task that stood already: others may have made it, so its payload is for those who may read payloads."""
+    _check_standing(request, task)
+    return _out(request, task)
+
+
+def _check_standing(request: Request, task: Task) -> None:
+    if not request.principal.sees(task.queue):
+        raise forbidden()
+
+
+def _out(request: Request, task: Task) -> TaskOut:
+    return task_out(task, request.parts.mask, hidden=not request.principal.may(PAYLOAD))
 
 
 async def listing(request: Request) -> Reply:
-    return await page(request, filter_of(request.query))
+    return await page(request, filter_of(request.query, request.principal.queues))
 
 
 async def page(request: Request, wanted: Filter) -> Reply:
@@ -61,7 +97,11 @@ async def page(request: Request, wanted: Filter) -> Reply:
         raise Refused("invalid_query", "give offset or cursor, not both", errors=(("cursor", "excludes offset"),))
     cursors = request.parts.cursors
     after = await cursors.read(wanted, cursor) if cursor is not None else None
-    found = await request.parts.search.page(wanted, limit=limit, offset=offset, after=after)
+    try:
+        async with asyncio.timeout(LIST_SECONDS):
+            found = await request.parts.search.page(wanted, limit=limit, offset=offset, after=after)
+    except TimeoutError:
+        raise busy("overloaded", f"this list takes longer than {LIST_SECONDS:g} s; narrow its filters") from None
     return json_reply(
         TaskList(
             tasks=[task_row(task) for task in found.tasks],
@@ -75,11 +115,11 @@ async def page(request: Request, wanted: Filter) -> Reply:
 
 
 async def get(request: Request) -> Reply:
-    return json_reply(task_out(await _task(request)))
+    return json_reply(_out(request, await _task(request)))
 
 
 async def cancel(request: Request) -> Reply:
-    id = id_of(request)
+    id = await _seen_id(request)
     reason = {"reason": request.query["reason"]} if "reason" in request.query else {}
     canceling = await request.parts.tasks.request_cancel(id, **reason, by=request.actor)
     if canceling.found in (State.COMPLETED, State.DEAD):
@@ -87,12 +127,14 @@ async def cancel(request: Request) -> Reply:
     if canceling.worker is not None and request.parts.notifier is not None:
         request.parts.notifier.cancel(canceling.worker)
     found = ((b"dhara-found", canceling.found.value.encode()),)
-    return json_reply(task_out(await _task(request)), 202 if canceling.found is State.RUNNING else 200, found)
+    return json_reply(_out(request, await _task(request)), 202 if canceling.found is State.RUNNING else 200, found)
 
 
 async def retry(request: Request) -> Reply:
-    id = id_of(request)
+    id = await _seen_id(request)
     change = await wire.change(request)
+    if change.queue is not None and not request.principal.sees(change.queue):
+        raise forbidden()
     parts = request.parts
     await parts.tasks.revive(
         id,
@@ -105,11 +147,11 @@ async def retry(request: Request) -> Reply:
     task = await _task(request)
     if parts.notifier is not None and change.run_at is None:
         parts.notifier.wake(task.queue)
-    return json_reply(task_out(task))
+    return json_reply(_out(request, task))
 
 
 async def logs(request: Request) -> Reply:
-    return json_reply(LogList([log_out(entry) for entry in await request.parts.tasks.logs(id_of(request))]))
+    return json_reply(LogList([log_out(entry) for entry in await request.parts.tasks.logs(await _seen_id(request))]))
 
 
 async def attempts(request: Request) -> Reply:
@@ -128,11 +170,11 @@ async def wait(request: Request) -> Reply:
     if task.status not in FINAL:
         await request.parts.waiters.wait(task.id, request.query.get("timeout", DEFAULT_WAIT), request.receive)
         task = await _task(request)
-    return json_reply(task_out(task), 200 if task.status in FINAL else 202)
+    return json_reply(_out(request, task), 200 if task.status in FINAL else 202)
 
 
 async def dead_letters(request: Request) -> Reply:
-    return await page(request, filter_of({**request.query, "status": [State.DEAD]}))
+    return await page(request, filter_of({**request.query, "status": [State.DEAD]}, request.principal.queues))
 
 
 def id_of(request: Request) -> UUID:
@@ -144,12 +186,20 @@ def id_of(request: Request) -> UUID:
 
 
 async def _task(request: Request) -> Task:
-    return await request.parts.tasks.get(id_of(request))
+    task = await request.parts.tasks.get(id_of(request))
+    if not request.principal.sees(task.queue):
+        raise not_found()
+    return task
 
 
-def filter_of(query: Any) -> Filter:
-    """The filter that a query's parameters say."""
+async def _seen_id(request: Request) -> UUID:
+    """The id in the path, of a task that the principal may see."""
+    return (await _task(request)).id if request.principal.queues else id_of(request)
+
+
+def filter_of(query: Any, queues: tuple[str, ...] = ()) -> Filter:
+    """The filter that a query's parameters say, within the queues of a principal."""
     fields = {name: query[name] for name in Filter.__struct_fields__ if name in query}
     fields["status"] = tuple(sorted(set(query.get("status", ()))))
     fields["ids"] = tuple(query.get("id", ()))
-    return Filter(**fields)
+    return Filter(**fields | {"queues": queues})

@@ -125,10 +125,9 @@ def _database(console: Console, settings: Settings, data: Path | None, demo: boo
 
 
 def _serve(guide: Guide, settings: Settings, beside: list[str], *, any_port: bool, demo: bool, once: bool) -> int:
-    from dhara.app import App, check_exposure, run, until_told
+    from dhara.app import App, run, until_told
     from dhara.telemetry.log import configure
 
-    check_exposure(settings)
     configure(settings.log_level, settings.log_format)
     environ = os.environ | {
         "DHARA_DATABASE_URL": settings.database_url,
@@ -194,7 +193,7 @@ class Guide:
         """Everything has started."""
         from dhara import __version__
         from dhara.cli.tables import pairs
-        from dhara.store.pool import redact
+        from dhara.telemetry.redact import redact
 
         self._address = address
         if self.console.json:

@@ -98,7 +98,7 @@ def _judged(error: Exception) -> tuple[Exception, int]:
 
 
 def _line(error: Exception, code: int) -> str:
-    from dhara.store.pool import redact
+    from dhara.telemetry.redact import redact
 
     text = error.format_message() if isinstance(error, click.ClickException) else str(error)
     if isinstance(error, click.UsageError) and error.ctx is not None:

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "dead": ("dhara.cli.dead:dead", "DEAD tasks: list, group, retry and purge them."),
     "operations": ("dhara.cli.dead:operations", "Bulk operations: list, look at and stop them."),
     "queues": ("dhara.cli.queues:queues", "List, look at, pause and resume queues."),
+    "keys": ("dhara.cli.keys:keys", "Make, list, rotate and revoke API keys."),
     "workers": ("dhara.cli.queues:workers", "List live and lately lost workers."),
     "actions": ("dhara.cli.actions:actions", "Who did what: the audit log."),
     "audit": ("dhara.cli.audit:audit", "Check the invariants over all tasks and their whole history."),

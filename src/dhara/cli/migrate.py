@@ -18,14 +18,31 @@ if TYPE_CHECKING:
 def migrate(ctx: click.Context) -> None:
     """Bring the database's schema up to date, or look at it. Without a command: up."""
     if ctx.invoked_subcommand is None:
-        _up(ctx.ensure_object(Console))
+        _up(ctx.ensure_object(Console), None)
 
 
-@migrate.command("up", examples="dhara migrate up\ndhara migrate")
+@migrate.command("up", examples="dhara migrate up\ndhara migrate\ndhara migrate up --roles")
+@click.option("--roles", "with_roles", is_flag=True, help="Then do what `dhara migrate roles` does.")
+@click.option("--prefix", default="dhara", show_default=True, help="What the roles' names begin with.")
 @click.pass_obj
-def up(console: Console) -> None:
+def up(console: Console, with_roles: bool, prefix: str) -> None:
     """Apply the migrations that are missing. Safe to run again, and by many at once."""
-    _up(console)
+    _up(console, prefix if with_roles else None)
+
+
+@migrate.command("roles", examples="dhara migrate roles\ndhara migrate roles --prefix shop_dhara")
+@click.option("--prefix", default="dhara", show_default=True, help="What the roles' names begin with.")
+@click.pass_obj
+def roles(console: Console, prefix: str) -> None:
+    """Make PostgreSQL roles for owner, migrator, api, worker, maintenance and reader, and set their rights.
+
+    They cannot log in: give them to accounts of yours. Run it again after an upgrade with new tables.
+    """
+    made: list[str] = _with(console, lambda pool, schema: _roles(pool, schema, prefix))
+    if console.json:
+        console.answer({"roles": made})
+    for name in () if console.json else made:
+        console.print(f"role  {name}")
 
 
 @migrate.command("down", examples="dhara migrate down --yes\ndhara migrate down 2 --yes")
@@ -69,12 +86,22 @@ def status(console: Console) -> int:
     return 3 if found.missing else 0
 
 
-def _up(console: Console) -> None:
+async def _roles(pool: Pool, schema: str, prefix: str) -> list[str]:
+    from dhara.store import roles as roles_of
+
+    async with pool.acquire() as connection:
+        return await roles_of.apply(connection, schema, prefix)
+
+
+def _up(console: Console, prefix: str | None) -> None:
     from dhara.store import migrate as steps_of
 
     async def work(pool: Pool, schema: str) -> list[Migration]:
         async with pool.acquire() as connection:
-            return await steps_of.up(connection, schema)
+            done = await steps_of.up(connection, schema)
+        if prefix is not None:
+            await _roles(pool, schema, prefix)
+        return done
 
     _show(console, "applied", _with(console, work))
 

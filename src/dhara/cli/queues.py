@@ -109,6 +109,24 @@ def retention(console: Console, name: str, duration: str) -> None:
     _show(console, name, _on_queues(console, work))
 
 
+@queues.command("limit", examples="dhara queues limit mail 100000\ndhara queues limit mail default")
+@click.argument("name")
+@click.argument("most", metavar="TASKS")
+@click.pass_obj
+def limit(console: Console, name: str, most: str) -> None:
+    """Refuse enqueues over HTTP (429) while TASKS are PENDING in a queue, or as the settings say (default)."""
+    if most != "default" and not (most.isascii() and most.isdigit() and len(most) <= 12):
+        raise click.UsageError(f"{most!r} is neither a number of tasks nor `default`")
+    from dhara.cli.database import actor
+
+    number = None if most == "default" else int(most)
+    _on_queues(console, lambda queues: queues.limit(_name(name), number, actor()))
+    if console.json:
+        console.answer({"name": name, "limit": number})
+    else:
+        console.print(f"queue {name} takes " + ("as many as the settings say" if number is None else f"{number:,}"))
+
+
 @click.command(
     "workers",
     cls=Command,

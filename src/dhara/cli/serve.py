@@ -122,10 +122,9 @@ def server(
 ) -> int:
     """Serve the HTTP API and do the maintenance, with a worker of MODULE's handlers (dhara.demo) beside it."""
     settings = console.settings({"host": host, "port": port})
-    from dhara.app import App, check_exposure, run, until_told
+    from dhara.app import App, run, until_told
     from dhara.telemetry.log import configure
 
-    check_exposure(settings, open_is_fine=i_know_this_is_open)
     configure(settings.log_level, settings.log_format)
     beside = None if no_worker else worker_arguments(console, module, queues, concurrency, processes)
 
@@ -134,7 +133,7 @@ def server(
         console.say(f"dhara serves {url(host, port)} (docs: {url(host, port)}/docs), {what}; Ctrl-C stops it")
 
     async def main() -> int:
-        app = App(settings, worker=beside, on_started=started)
+        app = App(settings, open_is_fine=i_know_this_is_open, worker=beside, on_started=started)
         return await until_told(app.run, app.stop)
 
     return run(main)

@@ -269,6 +269,8 @@ def result_of(task: Task) -> Any:
     """The result of a final task. Raises `TaskFailed` for DEAD and CANCELED ones."""
     if task.status is not State.COMPLETED:
         raise TaskFailed(task.id, task.status, task.reason, task.last_error)
+    if task.payload == "":
+        raise ConfigError("this API key may not see results; it needs the scope read:payload")
     return None if task.result is None else msgspec.json.decode(task.result)
 
 

@@ -65,10 +65,14 @@ class _Problem(Struct):
     task_id: str = ""
 
 
+# No JSON, so nobody can take it for a payload.
+HIDDEN = ""
+
+
 class _Wired(Struct):
     """The JSON members of a task, which stay text; empty where there are none."""
 
-    payload: Raw = Raw(b"{}")
+    payload: Raw = Raw()
     result: Raw = Raw()
     progress: Raw = Raw()
 
@@ -245,7 +249,7 @@ class HttpBackend:
             )
         answer = await self._ask("GET", "tasks", params=params)
         found = _decode(answer.content, dict[str, Any])
-        tasks = [_task(msgspec.json.encode(row)) for row in found["tasks"]]
+        tasks = [_task(msgspec.json.encode(row), whole=False) for row in found["tasks"]]
         following = tasks[-1].id if found.get("next_cursor") else None
         if following is not None:
             while len(self._cursors) >= 1_000:
@@ -365,6 +369,9 @@ def _move(error: IdempotencyConflict | InvalidBatch, start: int, chunk: Sequence
 def _query(wanted: Filter) -> Iterator[tuple[str, str]]:
     for name in Filter.__struct_fields__:
         value = getattr(wanted, name)
+        if name == "queues":
+            # The server has the key's own; nobody asks for them.
+            continue
         if name == "status":
             yield from (("status", state.value) for state in value)
         elif isinstance(value, bool):
@@ -381,12 +388,15 @@ def _decode(content: bytes, shape: Any) -> Any:
         raise Unavailable("the answer is none of a dhara server; is the URL right?") from None
 
 
-def _task(content: bytes) -> Task:
-    """A `Task` of an answer, whose JSON members stay the text they are."""
+def _task(content: bytes, *, whole: bool = True) -> Task:
+    """A `Task` of an answer, whose JSON members stay the text they are. An empty payload says that this key may see none;
+    not `whole`: nobody is shown any, as in lists."""
     fields = _decode(content, dict[str, Any])
     texts = _decode(content, _Wired)
     for name in ("payload", "result", "progress"):
         fields[name] = bytes(getattr(texts, name)).decode() or None
+    if fields["payload"] is None:
+        fields["payload"] = HIDDEN if whole else "{}"
     try:
         return msgspec.convert(fields, Task, strict=False)
     except msgspec.ValidationError as error:

@@ -23,7 +23,7 @@ from dhara.store.sql import check_schema, qualify
 _FOLDER = files("dhara.store") / "migrations"
 _NAME = re.compile(r"(\d{4})_([a-z0-9_]+)\.up\.sql")
 _LOCK_TIMEOUT = "10s"
-_TABLES = ("tasks", "task_history", "workers", "queues", "counters", "histograms", "leaders")
+_TABLES = ("tasks", "task_history", "workers", "queues", "counters", "histograms", "leaders", "api_keys")
 _TABLE = """
 CREATE TABLE IF NOT EXISTS dhara.migrations (
     version    integer     PRIMARY KEY,

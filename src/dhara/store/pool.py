@@ -8,7 +8,6 @@ because nothing here sets any.
 from __future__ import annotations
 
 import asyncio
-import re
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,6 +20,7 @@ from msgspec import Struct
 from dhara.errors import ConfigError, Unavailable
 from dhara.service import within
 from dhara.settings import Settings
+from dhara.telemetry.redact import redact
 
 # What a lost, refused or restarting database looks like from here; each is worth trying again.
 TRANSIENT = (
@@ -85,12 +85,6 @@ class Executor(Protocol):
     async def fetchrow(self, query: str, *args: Any) -> asyncpg.Record | None: ...
     async def fetchval(self, query: str, *args: Any) -> Any: ...
     async def execute(self, query: str, *args: Any) -> str: ...
-
-
-def redact(text: str) -> str:
-    """`text` without the passwords of the DSNs in it; where a password's end is in doubt, rather too much is hidden."""
-    text = re.sub(r"(\w+://[^:/?#\s@]*):\S*@", r"\1:***@", text)
-    return re.sub(r"(password|passwd|pwd)\s*=\s*('(?:[^'\\]|\\.)*'|\S+)", r"\1=***", text, flags=re.IGNORECASE)
 
 
 def check_dsn(dsn: str) -> str:

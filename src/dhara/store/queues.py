@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from msgspec import Struct
@@ -32,6 +33,14 @@ class Queue(Struct, frozen=True, kw_only=True):
     paused_at: datetime | None = None
     paused_by: str | None = None
     retention: float | None = None
+
+
+class Load(Struct, frozen=True):
+    """How full a queue is: `depth` tasks are PENDING, `most` may be; None: as the setting says."""
+
+    name: str
+    depth: int
+    most: int | None
 
 
 class Queues:
@@ -66,6 +75,17 @@ class Queues:
     async def retain(self, name: str, seconds: float | None, by: str = "library") -> None:
         """How long its final tasks are kept; None: as the fleet's setting says."""
         await self.db.execute(self._sql("retain"), name, seconds, by)
+
+    async def limit(self, name: str, most: int | None, by: str = "library") -> None:
+        """How many PENDING tasks it takes over HTTP; None: as the setting says."""
+        if most is None:
+            await self.db.execute(self._sql("unlimit"), name, by)
+        else:
+            await self.db.execute(self._sql("limit"), name, most, by)
+
+    async def loads(self, all: bool) -> Sequence[Load]:
+        """How full the limited queues are; `all`: every queue is limited."""
+        return [Load(row[0], row[1] or 0, row[2]) for row in await self.db.fetch(self._sql("loads"), all)]
 
 
 def _queue(row: object) -> Queue:

@@ -23,7 +23,8 @@ COUNT_CAP = 10_000
 
 class Filter(Struct, frozen=True, kw_only=True):
     """Which tasks; all given conditions hold together. `q` is looked for in id, type, key and error; `ids` are the only
-    ones looked at; `uncanceled`: only those whose cancellation was not asked for."""
+    ones looked at; `uncanceled`: only those whose cancellation was not asked for; `queues` are patterns with `*`, of which
+    one must fit (none: every queue)."""
 
     status: tuple[State, ...] = ()
     type: str | None = None
@@ -38,6 +39,7 @@ class Filter(Struct, frozen=True, kw_only=True):
     fingerprint: str | None = None
     ids: tuple[UUID, ...] = ()
     uncanceled: bool = False
+    queues: tuple[str, ...] = ()
 
 
 class Page(Struct, frozen=True):
@@ -78,6 +80,8 @@ def _where(f: Filter) -> _Where:
         where.add("type = {}", f.type)
     if f.queue is not None:
         where.add("queue = {}", f.queue)
+    if f.queues:
+        where.add("queue LIKE ANY ({}::text[])", [q.replace("_", "\\_").replace("*", "%") for q in f.queues])
     if f.retrying:
         where.add("status = 'PENDING' AND failures > 0")
     if f.due is not None:

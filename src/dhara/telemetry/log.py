@@ -18,6 +18,8 @@ from uuid import UUID
 import structlog
 from structlog.types import EventDict, Processor
 
+from dhara.telemetry.redact import redact
+
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 task_id: ContextVar[UUID | str | None] = ContextVar("task_id", default=None)
 attempt: ContextVar[int | None] = ContextVar("attempt", default=None)
@@ -77,6 +79,7 @@ def formatter(format: str) -> logging.Formatter:
         _without_twins,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
         structlog.processors.format_exc_info,
+        _without_secrets,
     ]
     last: Processor = structlog.processors.JSONRenderer(default=_shown) if format == "json" else _as_text
     return structlog.stdlib.ProcessorFormatter(
@@ -97,6 +100,16 @@ def _without_twins(logger: Any, method: str, event: EventDict) -> EventDict:
     # Other handlers of a record leave their own renderings of its text in it.
     for name in ("message", "asctime", "color_message"):
         event.pop(name, None)
+    return event
+
+
+def _without_secrets(logger: Any, method: str, event: EventDict) -> EventDict:
+    # Whoever logs a secret has made a mistake already; this one stays inside.
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = redact(value)
+        elif isinstance(value, BaseException | list | dict | tuple):
+            event[name] = redact(_shown(value))
     return event
 
 

@@ -12,7 +12,7 @@ import msgspec
 from dhara.domain import limits
 from dhara.domain.backoff import RetryPolicy
 from dhara.domain.outcome import Failed
-from dhara.store.pool import redact
+from dhara.telemetry.redact import redact
 from dhara.worker.context import storable
 
 _NUMBERS = re.compile(r"0x[0-9a-f]+|\d+")

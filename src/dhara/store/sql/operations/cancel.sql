@@ -12,7 +12,7 @@ WITH found AS (
         unique_slot = CASE WHEN found.status <> 'PENDING' OR t.unique_scope = 'period' THEN t.unique_slot END,
         cancel_requested_at = clock_timestamp(), updated_at = clock_timestamp(), reason = $2
     FROM found WHERE t.id = found.id
-    RETURNING t.*
+    RETURNING t.id, t.queue, t.status, t.lease, t.locked_by, t.generation, t.attempts
 ), logged AS (
     INSERT INTO dhara.task_history (task_id, lease, worker_id, generation, attempt, event, reason)
     SELECT id, CASE status WHEN 'RUNNING' THEN lease END, CASE status WHEN 'RUNNING' THEN locked_by END, generation, attempts,

@@ -1,0 +1,5 @@
+-- All keys, the newest first.
+-- $1 integer most
+SELECT id, name, digest, scopes, queues, rate, created_at, created_by, changed_at, expires_at, revoked_at, revoked_by,
+       replaced_by, last_used_at
+FROM dhara.api_keys ORDER BY created_at DESC, id LIMIT $1
