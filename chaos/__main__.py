@@ -12,6 +12,7 @@ from chaos import report
 from chaos.faults import FAULTS
 from chaos.faults.clocks import LIBRARIES
 from chaos.faults.network import packets
+from chaos.publish import publish
 from chaos.run import CALM, Order, run
 
 ROOT = Path(__file__).parents[1]
@@ -26,13 +27,17 @@ def main() -> int:
     commands.add_parser("list", help="the rows that can be injected")
     telling = commands.add_parser("report", help="the ledger as a table")
     telling.add_argument("--ledger", type=Path, default=LEDGER)
+    telling.add_argument("--write", action="store_true", help="put it into the trust report")
     given = parser.parse_args()
     if given.command == "list":
         for row, found in FAULTS.items():
             print(f"{row:5} {found.kind:20} {found.about}")
         return 0
     if given.command == "report":
-        print(report.ledger_table(json.loads(given.ledger.read_text())), end="")
+        table = report.ledger_table(json.loads(given.ledger.read_text()))
+        print(table, end="")
+        if given.write:
+            publish(LEDGER.with_name("index.md"), table)
         return 0
     return _run(given)
 

@@ -22,7 +22,7 @@ from uuid import UUID
 
 import asyncpg
 
-from chaos.faults.clocks import faked
+from chaos.faults.clocks import beside
 from chaos.handlers import NOTES
 from chaos.servers import Pair, mounted, pooler
 from chaos.workload import Workload
@@ -153,15 +153,14 @@ class Arena:
             home = self._stack.enter_context(mounted(self.folder / "small", "256m"))
         hosts = ",".join(["127.0.0.1", *(f"127.0.0.{11 + i}" for i in range(self._workers))])
         options = {"listen_addresses": hosts, "max_connections": "120", "max_wal_size": "64MB"}
-        self.postgres = EmbeddedPostgres(home / "data", binaries=self.binaries, settings=options, port=free_port())
-        self._stack.push_async_callback(asyncio.to_thread, self.postgres.stop)
+        programs = self.binaries
         if "faketime" in self.needs:
             self.clock = self.folder / "clock"
             self.clock.write_text("+0")
-            self._stack.enter_context(faked(FAKETIME_TIMESTAMP_FILE=str(self.clock), FAKETIME_NO_CACHE="1"))
+            programs = beside(self.folder / "bin", programs, self.clock)
+        self.postgres = EmbeddedPostgres(home / "data", binaries=programs, settings=options, port=free_port())
+        self._stack.push_async_callback(asyncio.to_thread, self.postgres.stop)
         await asyncio.to_thread(self.postgres.start)
-        if "faketime" in self.needs:
-            os.environ.pop("LD_PRELOAD")
         self.dsn = self.judged = self.postgres.dsn
         if "pooler" in self.needs:
             self.dsn = self._stack.enter_context(pooler(self.folder / "pooler", self.judged))

@@ -110,7 +110,7 @@ async def judge(db: Connection, evidence: Evidence) -> Verdict:
     found["I2"] += await nobodys(db, evidence.asked)
     deaths = _deaths(workers, evidence.deaths)
     if "overlaps" not in evidence.skips:  # the server's clock can be compared with ours
-        found["I11"] += await invariants.i11(db, deaths, evidence.bound)
+        found["I11"] += await invariants.taken_back(db, deaths, evidence.bound)
     found["I12"] += overlapping(evidence.notes.runs, evidence.excused)
     claims = {row["lease"]: row for row in await db.fetch("SELECT lease, task_id, attempt FROM dhara.attempts")}
     found["I13"] += unclaimed(evidence.notes.runs, claims)

@@ -18,7 +18,7 @@ from chaos.arena import SLOTS, Arena
 from chaos.checker import Evidence, Verdict, judge, read_notes
 from chaos.faults import FAULTS
 from chaos.nemesis import Injection, disturb
-from chaos.plan import mixed, plan
+from chaos.plan import Step, mixed, plan
 from tests.e2e.kit import L
 from tests.factories import Connection
 
@@ -42,6 +42,8 @@ class Order:
     drain: float = 120.0
     out: Path | None = None
     proxied: bool = False
+    bound: float | None = None  # seconds until what a killed runner held is claimed again (I11)
+    steps: tuple[Step, ...] = ()  # a schedule made by hand
     every: float = 0.0  # one fault of any row each so many seconds, instead of row after row
 
 
@@ -81,7 +83,9 @@ Shown = tuple[list[float], list[Injection], float, float]
 async def _run(order: Order, arena: Arena) -> tuple[dict[str, Any], Verdict, Shown]:
     if order.out is not None:
         order.out.mkdir(parents=True, exist_ok=True)
-    if order.every:
+    if order.steps:
+        steps = list(order.steps)
+    elif order.every:
         steps = mixed(order.seed, order.rows, order.seconds, calm=order.calm, every=order.every)
     else:
         steps = plan(order.seed, order.rows, order.seconds, calm=order.calm, pace=order.pace)
@@ -149,7 +153,7 @@ def _evidence(order: Order, arena: Arena) -> Evidence:
         excused=frozenset(arena.excused),
         slots=SLOTS,
         lease=order.lease,
-        bound=order.lease + 6.0,
+        bound=order.bound or order.lease + 6.0,
         secrets=arena.secrets(),
         texts=[member.logs() for member in arena.members],
         skips=frozenset().union(*(FAULTS[row].skips for row in order.rows)),

@@ -88,6 +88,23 @@ async def i11(db: Executor, deaths: Mapping[UUID, datetime], bound: float) -> Vi
     )
 
 
+async def taken_back(db: Executor, deaths: Mapping[UUID, datetime], bound: float) -> Violations:
+    """I11 where workers are too few for the load, so that a task may wait for its turn: what each worker held as it died was
+    taken back, or had ended, `bound` seconds later.
+    """
+    return await _rows(
+        db,
+        """SELECT 'not taken back in time' AS what, a.task_id, a.attempt, d.died, a.ended_at
+           FROM unnest($1::uuid[], $2::timestamptz[]) AS d (worker, died)
+           JOIN dhara.attempts AS a ON a.worker_id = d.worker
+           WHERE a.started_at <= d.died
+             AND COALESCE(a.ended_at, 'infinity') > d.died + $3 * interval '1 second'""",
+        list(deaths),
+        list(deaths.values()),
+        bound,
+    )
+
+
 async def i14(db: Executor, effects: str = "effects", type: str | None = None) -> Violations:
     """In `effects` (column `task`), written through ctx.transaction(): exactly one row per COMPLETED task (of `type`), else
     none.

@@ -7,10 +7,14 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chaos.faults.row import fault
+from dhara.embedded import Binaries
+from dhara.embedded.account import account_for
+from dhara.embedded.copies import readable_binaries
 from tests.e2e.kit import G
 
 if TYPE_CHECKING:
@@ -33,6 +37,28 @@ def faked(**settings: str) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def beside(folder: Path, binaries: Binaries, clock: Path) -> Binaries:
+    """The same programs, but that `postgres` takes its time from the file `clock`.
+
+    Not by our own environment: libfaketime's shared memory, made by root, cannot be opened once privileges are dropped.
+    """
+    real = readable_binaries(binaries, account_for(folder) if os.geteuid() == 0 else None)
+    folder.mkdir()
+    for program in real.bindir.iterdir():
+        (folder / program.name).symlink_to(program)
+    (folder / "postgres").unlink()
+    settings = {
+        "LD_PRELOAD": LIBRARIES[0],
+        "FAKETIME_DONT_FAKE_MONOTONIC": 1,
+        "FAKETIME_TIMESTAMP_FILE": clock,
+        "FAKETIME_NO_CACHE": 1,
+    }
+    words = " ".join(f"{name}={value}" for name, value in settings.items())
+    (folder / "postgres").write_text(f'#!/bin/sh\nexec env {words} {real.program("postgres")} "$@"\n')
+    (folder / "postgres").chmod(0o755)
+    return replace(real, bindir=folder)
 
 
 @fault("F46", "worker clock", "a worker's clock is an hour off", every=10.0)

@@ -78,7 +78,6 @@ async def partitioned(arena: Arena, rng: random.Random) -> dict[str, Any]:
     if member.proxy is not None:
         member.proxy.freeze()
         await asyncio.sleep(seconds)
-        # What waits in the pipes is delivered, as a network may; then the links end.
         member.proxy.thaw()
         return {"worker": member.index, "by": "proxy", "seconds": seconds}
     with rules(member.host, arena.postgres.port, "DROP"):
