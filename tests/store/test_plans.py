@@ -13,6 +13,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from dhara.domain.ids import random_uuids
 from dhara.store.pool import PLANNER, Pool
 from dhara.store.search import Filter, _where
 from dhara.store.sql import load, qualify
@@ -46,7 +47,7 @@ INSERT INTO dhara.workers (id, pid, slots, host, version, types, queues) SELECT
 
 def lanes(*lanes: tuple[str, int], most: int = 100) -> list[Any]:
     columns = [[lane[0] for lane in lanes], [lane[1] for lane in lanes], [BEGINNING] * len(lanes), [ZERO] * len(lanes)]
-    return [WORKER, ["t"], most, *columns, [most] * len(lanes)]
+    return [WORKER, ["t"], most, *columns, [most] * len(lanes), random_uuids(most)]
 
 
 def listing(filter: Filter) -> str:
@@ -83,7 +84,10 @@ def cases(sample: dict[str, Any]) -> dict[str, Case]:
         ),
         "claim nothing": Case(load("tasks/claim", "dhara"), lanes(("default", 50)), "tasks_pending", 2, 60),
         "lanes": Case(load("tasks/lanes", "dhara"), [], "tasks_pending", 8, 60),
-        "settle 100": Case(load("tasks/settle", "dhara"), settle_args, "tasks_pkey|tasks_running", 500, 5_000),
+        "settle 100": Case(load("tasks/settle", "dhara"), settle_args, "tasks_pkey", 500, 5_000),
+        "complete 100": Case(
+            load("tasks/complete", "dhara"), [sample["ids"], sample["leases"], ["1"] * n], "tasks_pkey", 500, 5_000
+        ),
         "reap 50": Case(
             load("tasks/reap", "dhara"), [WORKER, 0, 30, 500, "lost", 1, 60, None], "tasks_running", 700, 3_000
         ),
@@ -108,6 +112,8 @@ def literal(value: Any) -> str:
         return "NULL"
     if isinstance(value, list):
         return literal("{" + ",".join("NULL" if item is None else f'"{item}"' for item in value) + "}")
+    if isinstance(value, bytes):
+        return rf"'\x{value.hex()}'"
     return "'" + str(value).replace("'", "''") + "'"
 
 
@@ -224,6 +230,8 @@ def test_the_claim_takes_what_it_was_asked_for(session: tuple[Session, dict[str,
         ("settle 100", 100),
     ):
         assert opened.explain(name, wanted[name])["Actual Rows"] == expected
+    completed = next(nodes(opened.explain("complete 100", wanted["complete 100"])))["Plans"][0]
+    assert completed["Actual Rows"] == 100
     assert opened.explain("reap 50", wanted["reap 50"])["Actual Rows"] == 50
 
 

@@ -37,9 +37,7 @@ claims = st.builds(
     generation=st.integers(1, 5),
     max_retries=st.integers(0, 20),
     timeout=st.none(),
-    idempotency_key=st.none(),
     traceparent=st.none(),
-    created_at=st.just(NOW),
     started_at=st.just(NOW),
 )
 failures = st.builds(
@@ -108,7 +106,7 @@ def a_claim(**fields: int) -> Claim:
     values: dict[str, object] = {
         "id": uuid4(), "lease": uuid4(), "type": "t", "queue": "q", "priority": 0, "run_at": NOW, "payload": "{}",
         "attempt": 1, "failures": 0, "crashes": 0, "snoozes": 0, "generation": 1, "max_retries": 5, "timeout": None,
-        "idempotency_key": None, "traceparent": None, "created_at": NOW, "started_at": NOW,
+        "traceparent": None, "started_at": NOW,
     }  # fmt: skip
     return Claim(**(values | fields))  # type: ignore[arg-type]
 

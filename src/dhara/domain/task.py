@@ -117,9 +117,7 @@ class Claim(Struct, frozen=True):
     generation: int
     max_retries: int
     timeout: float | None
-    idempotency_key: str | None
     traceparent: str | None
-    created_at: datetime
     started_at: datetime
 
 

@@ -13,7 +13,8 @@ import msgspec
 from msgspec import Struct
 
 from dhara.domain.explain import Facts, Runner
-from dhara.domain.lifecycle import State
+from dhara.domain.ids import random_uuids
+from dhara.domain.lifecycle import Event, State
 from dhara.domain.settle import Settlement
 from dhara.domain.task import Attempt, Claim, Enqueued, LogEntry, NewTask, Task
 from dhara.errors import IdempotencyConflict, NotFound, Unavailable, WrongState
@@ -179,12 +180,30 @@ class Tasks:
     async def claim(self, worker: UUID, types: Sequence[str], most: int, lanes: Sequence[Watermark]) -> list[Claim]:
         """Claim at most `most` ready tasks, lane by lane in the given order, above each watermark."""
         columns = spread(lanes, "queue", "priority", "run_at", "id", "room")
-        return [Claim(*row) for row in await self.db.fetch(self._sql("claim"), worker, types, most, *columns)]
+        leases = random_uuids(most)
+        return [Claim(*row) for row in await self.db.fetch(self._sql("claim"), worker, types, most, *columns, leases)]
 
     # settle
 
     async def settle(self, batch: Sequence[Settlement]) -> dict[UUID, State]:
         """Write settlements; answers lease -> new state of those accepted. A lease that is missing was stale."""
+        plain = [s for s in batch if s.event is Event.COMPLETED and _says_nothing(s)]
+        if not plain:
+            return await self._settle(batch)
+        answers = await self._complete(plain)
+        if len(plain) < len(batch):
+            done = {s.lease for s in plain}
+            answers |= await self._settle([s for s in batch if s.lease not in done])
+        return answers
+
+    async def _complete(self, batch: Sequence[Settlement]) -> dict[UUID, State]:
+        ids, leases, results = spread(batch, "id", "lease", "result")
+        row = await self.db.fetchrow(self._sql("complete"), ids, leases, results)
+        assert row is not None
+        accepted = leases if row[0] == len(batch) else row[1] or ()
+        return dict.fromkeys(accepted, State.COMPLETED)
+
+    async def _settle(self, batch: Sequence[Settlement]) -> dict[UUID, State]:
         columns = spread(
             batch,
             "id",
@@ -316,6 +335,11 @@ class Tasks:
         if row is None:
             raise NotFound(f"there is no task {id}")
         return _facts(row, cap)
+
+
+def _says_nothing(s: Settlement) -> bool:
+    """Whether there is nothing to keep but the event and its result."""
+    return s.logs is s.progress is s.reason is s.error is s.last_error is s.fingerprint is None
 
 
 def lock_order(task: NewTask) -> tuple[str, str, str]:

@@ -25,6 +25,9 @@ task_id: ContextVar[UUID | str | None] = ContextVar("task_id", default=None)
 attempt: ContextVar[int | None] = ContextVar("attempt", default=None)
 worker_id: ContextVar[UUID | str | None] = ContextVar("worker_id", default=None)
 
+# What this context runs, by its `id` and `attempt`: one variable to set for each attempt instead of two.
+running: ContextVar[Any] = ContextVar("running", default=None)
+
 _CONTEXT: tuple[ContextVar[Any], ...] = (request_id, task_id, attempt, worker_id)
 # C0, DEL, C1, line and paragraph separators, marks that change the direction of text, and halves of pairs.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
@@ -93,6 +96,9 @@ def _add_context(logger: Any, method: str, event: EventDict) -> EventDict:
         value = variable.get()
         if value is not None:
             event.setdefault(variable.name, str(value) if isinstance(value, UUID) else value)
+    if (claim := running.get()) is not None:
+        event.setdefault("task_id", str(claim.id))
+        event.setdefault("attempt", claim.attempt)
     return event
 
 

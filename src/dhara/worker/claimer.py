@@ -95,8 +95,9 @@ class Claimer(Service):
 
     def freed(self) -> None:
         """A hint that there is room again."""
-        self._roomy.set()
         self._freed = True
+        if not self._roomy.is_set():
+            self._roomy.set()
         if self._held_back:
             self.wake("")
 

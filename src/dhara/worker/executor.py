@@ -37,6 +37,16 @@ from dhara.worker.slot import Slot, Stop
 log = logging.getLogger(__name__)
 
 _NULL = Done()
+# How many forks this process is away from the first: counting them is cheaper than asking the system twice a task.
+_forks = 0
+
+
+def _forked() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 class Executor:
@@ -54,9 +64,12 @@ class Executor:
         arguments = self._arguments(handler, claim, slot)
         if isinstance(arguments, Failed):
             return arguments
-        mine = os.getpid()
+        mine = _forks
         try:
-            value = await self._run(handler, arguments, slot)
+            if self._bare and handler.is_async:
+                value = await handler.function(**arguments)
+            else:
+                value = await self._run(handler, arguments, slot)
         except asyncio.CancelledError as error:
             _refuse_copies(mine)
             return _settled(slot) or interrupted(slot, claim, error, handler.options)
@@ -66,7 +79,10 @@ class Executor:
             if settled := _settled(slot):
                 log.warning("task %s raised after its transaction had completed it: %r", claim.id, error)
             return settled or _wish(handler, claim, error, slot)
-        _refuse_copies(mine)
+        if mine != _forks:
+            os._exit(0)
+        if slot.context is None:
+            return _NULL if value is None else _result(claim, value)
         return _settled(slot) or (_NULL if value is None else _result(claim, value))
 
     def _arguments(self, handler: Handler[..., Any], claim: Claim, slot: Slot) -> dict[str, Any] | Failed:
@@ -133,7 +149,7 @@ def _wrapped(middleware: Any, context: Any, proceed: Callable[[], Any]) -> Calla
 
 def _contained(run: Callable[..., Any], call: Callable[[], Any]) -> tuple[bool, Any]:
     """In the thread: exceptions as values, since a future refuses StopIteration and a pool must survive SystemExit."""
-    mine = os.getpid()
+    mine = _forks
     try:
         return True, run(call)
     except BaseException as error:
@@ -144,7 +160,7 @@ def _contained(run: Callable[..., Any], call: Callable[[], Any]) -> tuple[bool, 
 
 def _refuse_copies(mine: int) -> None:
     """A handler that forks comes back twice. The copy ends here: it shares our connections, and is no worker."""
-    if os.getpid() != mine:
+    if mine != _forks:
         os._exit(0)
 
 

@@ -4,11 +4,15 @@ A claim that started from the front of the index each time would wade through th
 before it, which nothing can remove while some transaction pins the xmin horizon. So the claimer remembers, per lane,
 the last task it took, and starts above it. A scan of all lanes (`store.tasks.lanes`) puts right what that misses: tasks
 that committed late with an older `run_at`, new lanes, revived tasks.
+
+A lane that has run empty is remembered for a while: its next task is then claimed at the wake-up itself, without a scan
+before it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import datetime
 from uuid import UUID
 
@@ -16,6 +20,9 @@ from dhara.domain.task import Claim
 from dhara.store.tasks import BEGINNING, ZERO, Lane, Watermark
 
 ALL_QUEUES = "*"
+# An empty lane is forgotten after so many scans, or when so many others are remembered.
+_PATIENCE = 100
+_REMEMBERED = 32
 
 
 class Lanes:
@@ -24,6 +31,7 @@ class Lanes:
     def __init__(self, queues: Mapping[str, int]) -> None:
         self._serves = None if ALL_QUEUES in queues else frozenset(queues)
         self._marks: dict[tuple[str, int], tuple[datetime, UUID]] = {}
+        self._absent: dict[tuple[str, int], int] = {}
         self._turn = 0
 
     def serves(self, queue: str) -> bool:
@@ -37,7 +45,7 @@ class Lanes:
         """Take in a scan. Lanes with a ready task start from the front again. True if there are any."""
         served = [lane for lane in lanes if self.serves(lane.queue)]
         keys = {(lane.queue, lane.priority) for lane in served}
-        self._marks = {key: mark for key, mark in self._marks.items() if key in keys}
+        self._forget(self._marks.keys() - keys)
         for lane in served:
             if lane.ready:
                 self._marks[lane.queue, lane.priority] = (BEGINNING, ZERO)
@@ -45,10 +53,17 @@ class Lanes:
                 self._marks.setdefault((lane.queue, lane.priority), (BEGINNING, ZERO))
         return any(lane.ready for lane in served)
 
+    def _forget(self, empty: AbstractSet[tuple[str, int]]) -> None:
+        """Count for how many scans each lane has been empty; drop those that have been for longest."""
+        absent = {key: self._absent.get(key, 0) + 1 for key in empty}
+        kept = sorted((key for key, scans in absent.items() if scans < _PATIENCE), key=absent.__getitem__)[:_REMEMBERED]
+        self._absent = {key: absent[key] for key in kept}
+        for key in empty - self._absent.keys():
+            del self._marks[key]
+
     def took(self, claims: Iterable[Claim]) -> None:
-        """Move the watermarks up behind what was claimed."""
-        for claim in claims:
-            key = (claim.queue, claim.priority)
+        """Move the watermarks up behind what was claimed; the claims of a lane come in its order."""
+        for key, claim in {(claim.queue, claim.priority): claim for claim in claims}.items():
             mark = (claim.run_at, claim.id)
             if key not in self._marks or mark > self._marks[key]:
                 self._marks[key] = mark

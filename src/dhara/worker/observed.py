@@ -9,40 +9,59 @@ from dhara.domain.task import Claim
 from dhara.store.stats import Histogram
 from dhara.telemetry.metrics import BUCKETS
 
-_MOST_SERIES = 2_000
+_MOST_SERIES = 1_000
+
+
+class _Times:
+    """The wait and run times of one queue's tasks of one type: sums of seconds, and counts by bucket."""
+
+    __slots__ = ("run_buckets", "run_total", "wait_buckets", "wait_total")
+
+    def __init__(self) -> None:
+        self.wait_total = self.run_total = 0.0
+        self.wait_buckets = [0] * (len(BUCKETS) + 1)
+        self.run_buckets = [0] * (len(BUCKETS) + 1)
 
 
 class Observations:
     """Histograms that have not been sent yet."""
 
     def __init__(self) -> None:
-        self._series: dict[tuple[str, str, str], tuple[list[float], list[int]]] = {}
+        self._times: dict[tuple[str, str], _Times] = {}
         self.rejected = 0
 
     def ran(self, claim: Claim, seconds: float) -> None:
         """An attempt has ended. Its wait is from when it was due to its claim, both by the database's clock."""
-        waited = (claim.started_at - claim.run_at).total_seconds()
-        self._add("wait", claim.queue, claim.type, max(0.0, waited))
-        self._add("run", claim.queue, claim.type, seconds)
-
-    def _add(self, name: str, queue: str, type: str, seconds: float) -> None:
-        series = self._series.get((name, queue, type))
-        if series is None:
-            if len(self._series) >= _MOST_SERIES:
+        times = self._times.get((claim.queue, claim.type))
+        if times is None:
+            if len(self._times) >= _MOST_SERIES:
                 return
-            series = self._series[name, queue, type] = ([0.0], [0] * (len(BUCKETS) + 1))
-        series[0][0] += seconds
-        series[1][bisect_left(BUCKETS, seconds)] += 1
+            times = self._times[claim.queue, claim.type] = _Times()
+        waited = max(0.0, (claim.started_at - claim.run_at).total_seconds())
+        times.wait_total += waited
+        times.wait_buckets[bisect_left(BUCKETS, waited)] += 1
+        times.run_total += seconds
+        times.run_buckets[bisect_left(BUCKETS, seconds)] += 1
 
     def take(self) -> list[Histogram]:
         """All of them; the next ones start from nothing."""
-        series, self._series = self._series, {}
-        return [Histogram(*key, total[0], buckets) for key, (total, buckets) in series.items()]
+        seen, self._times = self._times, {}
+        return [
+            histogram
+            for key, times in seen.items()
+            for histogram in (
+                Histogram("wait", *key, times.wait_total, times.wait_buckets),
+                Histogram("run", *key, times.run_total, times.run_buckets),
+            )
+        ]
 
     def put_back(self, seen: Sequence[Histogram]) -> None:
         """They could not be sent: keep them for the next round."""
         for one in seen:
-            key = (one.name, one.queue, one.type)
-            total, buckets = self._series.setdefault(key, ([0.0], [0] * len(one.buckets)))
-            total[0] += one.total
-            buckets[:] = [a + b for a, b in zip(buckets, one.buckets, strict=True)]
+            times = self._times.setdefault((one.queue, one.type), _Times())
+            if one.name == "wait":
+                times.wait_total += one.total
+                times.wait_buckets = [a + b for a, b in zip(times.wait_buckets, one.buckets, strict=True)]
+            else:
+                times.run_total += one.total
+                times.run_buckets = [a + b for a, b in zip(times.run_buckets, one.buckets, strict=True)]

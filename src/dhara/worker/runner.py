@@ -220,7 +220,7 @@ class Runner:
         await self._claims_landed()
         self.slots.release_unstarted()
         try:
-            await asyncio.wait_for(self.slots.all_idle.wait(), None if grace == math.inf else grace)
+            await asyncio.wait_for(self.slots.idle(), None if grace == math.inf else grace)
         except TimeoutError:
             await self.release()
 
@@ -230,7 +230,7 @@ class Runner:
         self.slots.release_unstarted()
         self.slots.interrupt_all()
         try:
-            await asyncio.wait_for(self.slots.all_idle.wait(), 1.0)
+            await asyncio.wait_for(self.slots.idle(), 1.0)
         except TimeoutError:
             self.slots.abandon()
 

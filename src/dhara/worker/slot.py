@@ -88,14 +88,17 @@ class Slot:
         while self.task.cancelling():
             self.task.uncancel()
 
-    async def end(self) -> None:
-        """The attempt is over. A request that came as it ended is swallowed here, not by the next attempt."""
+    def end(self) -> bool:
+        """The attempt is over. True if a request came as it ended, to be swallowed before the next attempt begins."""
         self.claim = None
         self.context = None
-        if self.task is not None and self.task.cancelling():
-            try:
-                await asyncio.sleep(0)
-            except asyncio.CancelledError:
-                if self.stop is Stop.EXIT:
-                    raise
-            self.heeded()
+        return self.task is not None and self.task.cancelling() > 0
+
+    async def swallow(self) -> None:
+        """Take the late request, which would otherwise hit the next attempt."""
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            if self.stop is Stop.EXIT:
+                raise
+        self.heeded()

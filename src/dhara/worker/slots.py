@@ -82,6 +82,7 @@ class Slots:
         self._suspects: deque[Claim] = deque()
         self._alone = False
         self._idle: deque[asyncio.Future[None]] = deque()
+        self._own_slots = any(queue != ALL_QUEUES for queue in queues)
         self._of_queue: Counter[str] = Counter()
         self._rate = 0.0
         self._counted = 0
@@ -90,8 +91,7 @@ class Slots:
         self.busy = 0
         self.finished = 0
         self.observations = Observations()
-        self.all_idle = asyncio.Event()
-        self.all_idle.set()
+        self._last_ended = asyncio.Event()
 
     def start(self) -> None:
         """The slots begin to wait for claims."""
@@ -131,11 +131,13 @@ class Slots:
 
     def deliver(self, claims: list[Claim]) -> None:
         """Take claims; idle slots wake up."""
-        for claim in claims:
-            self._of_queue[claim.queue] += 1
-            suspect = claim.crashes > 0 and self._nursery is None
-            (self._suspects if suspect else self._waiting).append(claim)
-        self._wake(len(claims))
+        if self._own_slots:
+            self._of_queue.update(claim.queue for claim in claims)
+        if self._nursery is None:
+            self._suspects.extend(claim for claim in claims if claim.crashes)
+            claims = [claim for claim in claims if not claim.crashes]
+        self._waiting.extend(claims)
+        self._wake(len(claims) + len(self._suspects))
 
     def _wake(self, n: int) -> None:
         while n and self._idle:
@@ -151,9 +153,10 @@ class Slots:
                 self._give_back(queue.popleft(), "not started before the worker drained")
 
     def _give_back(self, claim: Claim, why: str) -> None:
-        self._of_queue[claim.queue] -= 1
+        self._gone(claim)
         self.settle(claim, Released(why))
-        self._quiet()
+        if not self.busy:
+            self._quiet()
         self._freed()
 
     def _next(self) -> Claim | None:
@@ -170,6 +173,7 @@ class Slots:
         turns = 0
         while slot.stop is not Stop.EXIT:
             while (claim := self._next()) is None:
+                logs.running.set(None)
                 waiter = asyncio.get_running_loop().create_future()
                 self._idle.append(waiter)
                 await waiter
@@ -188,8 +192,7 @@ class Slots:
             return
         alone = self._nursery is not None and (claim.crashes > 0 or handler.options.executor == "process")
         self._begin(slot, claim, handler, alone)
-        logs.task_id.set(claim.id)
-        logs.attempt.set(claim.attempt)
+        logs.running.set(claim)
         try:
             if alone:
                 outcome = await self._run_alone(slot, claim, handler)
@@ -202,9 +205,8 @@ class Slots:
             self.settle(claim, failed(claim.type, error))
         finally:
             self._end(slot, claim)
-        await slot.end()
-        logs.task_id.set(None)
-        logs.attempt.set(None)
+        if slot.end():
+            await slot.swallow()
         self._freed()
 
     def _begin(self, slot: Slot, claim: Claim, handler: Handler[..., object], alone: bool) -> None:
@@ -215,21 +217,32 @@ class Slots:
         deadline = slot.deadline + self._kill_grace
         self._board.begin(slot.index, deadline, claim.id, claim.lease, options.exclusive)
         self.busy += 1
-        self.all_idle.clear()
 
     def _end(self, slot: Slot, claim: Claim) -> None:
         self._board.end(slot.index)
         self.busy -= 1
         self.finished += 1
-        self._of_queue[claim.queue] -= 1
-        self._quiet()
+        self._gone(claim)
+        if not self.busy:
+            self._quiet()
+
+    def _gone(self, claim: Claim) -> None:
+        if self._own_slots:
+            self._of_queue[claim.queue] -= 1
 
     def _quiet(self) -> None:
-        """If nothing runs any more: the next suspect may, or all that waited for the last one."""
-        if not self.busy:
+        """Nothing runs any more: the next suspect may, or all that waited for the last one."""
+        if self._alone or self._suspects:
             self._alone = False
-            self.all_idle.set()
             self._wake(max(len(self._waiting), len(self._suspects)))
+        if not self._last_ended.is_set():
+            self._last_ended.set()
+
+    async def idle(self) -> None:
+        """Wait until nothing runs."""
+        while self.busy:
+            self._last_ended.clear()
+            await self._last_ended.wait()
 
     async def _run_alone(self, slot: Slot, claim: Claim, handler: Handler[..., object]) -> Outcome:
         assert self._nursery is not None
@@ -240,10 +253,11 @@ class Slots:
             return interrupted(slot, claim, error, handler.options)
 
     def _conclude(self, slot: Slot, claim: Claim, outcome: Outcome) -> None:
-        lines = progress = None
-        if slot.context is not None:
-            lines, progress = slot.context.log.to_json(), slot.context._progress
-        self.settle(claim, outcome, lines, progress)
+        context = slot.context
+        if context is None:
+            self.settle(claim, outcome)
+        else:
+            self.settle(claim, outcome, context.log.to_json(), context._progress)
         self.observations.ran(claim, time.monotonic() - slot.since)
 
     def settle(

@@ -1,16 +1,28 @@
 -- 0001: the spine. Objects are written `dhara.x`; the migrator replaces that prefix by the configured schema.
--- The order of the columns keeps fixed-width ones first, so that a row carries no alignment padding.
+-- What no row lacks comes first, and of it what never changes: PostgreSQL walks a row from the front to find a column, and an
+-- update on the same page logs only what lies between the first and the last change.
 
 CREATE SEQUENCE dhara.task_history_seq;
 
 CREATE TABLE dhara.tasks (
     id                  uuid        PRIMARY KEY,
+    run_at              timestamptz NOT NULL,
+    created_at          timestamptz NOT NULL DEFAULT clock_timestamp(),
+    generation          integer     NOT NULL DEFAULT 1,
+    priority            smallint    NOT NULL DEFAULT 0,
+    max_retries         smallint    NOT NULL DEFAULT 5,
+    type                text        NOT NULL,
+    queue               text        NOT NULL DEFAULT 'default',
+    payload             json        NOT NULL DEFAULT '{}',
+    updated_at          timestamptz NOT NULL DEFAULT clock_timestamp(),
+    attempts            integer     NOT NULL DEFAULT 0,
+    failures            smallint    NOT NULL DEFAULT 0,
+    crashes             smallint    NOT NULL DEFAULT 0,
+    snoozes             smallint    NOT NULL DEFAULT 0,
+    status              text        NOT NULL DEFAULT 'PENDING',
     lease               uuid,
     locked_by           uuid,
     claim_seq           bigint,
-    run_at              timestamptz NOT NULL,
-    created_at          timestamptz NOT NULL DEFAULT clock_timestamp(),
-    updated_at          timestamptz NOT NULL DEFAULT clock_timestamp(),
     started_at          timestamptz,
     completed_at        timestamptz,
     cancel_requested_at timestamptz,
@@ -18,16 +30,6 @@ CREATE TABLE dhara.tasks (
     unique_until        timestamptz,
     timeout             double precision,
     retention           double precision,
-    attempts            integer     NOT NULL DEFAULT 0,
-    generation          integer     NOT NULL DEFAULT 1,
-    priority            smallint    NOT NULL DEFAULT 0,
-    max_retries         smallint    NOT NULL DEFAULT 5,
-    failures            smallint    NOT NULL DEFAULT 0,
-    crashes             smallint    NOT NULL DEFAULT 0,
-    snoozes             smallint    NOT NULL DEFAULT 0,
-    status              text        NOT NULL DEFAULT 'PENDING',
-    type                text        NOT NULL,
-    queue               text        NOT NULL DEFAULT 'default',
     idempotency_key     text,
     unique_key          text,
     unique_slot         text,
@@ -40,7 +42,6 @@ CREATE TABLE dhara.tasks (
     tags                text[],
     progress            json,
     logs                json,
-    payload             json        NOT NULL DEFAULT '{}',
     result              json
 ) WITH (
     fillfactor = 80,

@@ -29,7 +29,8 @@ WITH given AS (
         unique_slot = CASE WHEN t.unique_scope = 'period' OR (s.to_state = 'PENDING' AND t.cancel_requested_at IS NULL)
                            THEN t.unique_slot END
     FROM given AS s
-    WHERE t.id = s.id AND t.status = 'RUNNING' AND t.lease = s.lease
+    -- A CASE, so that the planner cannot take the index of RUNNING tasks, of whose size it never knows.
+    WHERE t.id = s.id AND CASE WHEN t.lease = s.lease THEN t.status = 'RUNNING' END
     RETURNING t.id, t.lease, t.locked_by, t.claim_seq, t.started_at, t.generation, t.attempts, t.queue, t.status,
               CASE WHEN t.status = 'CANCELED' THEN 'CANCELED' ELSE s.event END AS event, s.reason, s.error, s.logs
 ), logged AS (
