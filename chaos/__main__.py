@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ LEDGER = ROOT / "docs" / "reports" / "trust" / "ledger.json"
 
 
 def main() -> int:
+    logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)  # each failure to reconnect, with its traceback
     parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
     commands = parser.add_subparsers(required=True, dest="command")
     for name, about in (("run", "row after row"), ("soak", "one fault of any row each --every seconds")):

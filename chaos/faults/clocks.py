@@ -61,11 +61,12 @@ def beside(folder: Path, binaries: Binaries, clock: Path) -> Binaries:
     return replace(real, bindir=folder)
 
 
-@fault("F46", "worker clock", "a worker's clock is an hour off", every=10.0)
+@fault("F46", "worker clock", "a worker's clock is an hour ahead, or a minute late", every=10.0)
 async def worker_clock(arena: Arena, rng: random.Random) -> dict[str, Any]:
     member = arena.pick(rng)
     old = member.process
-    offset = rng.choice(["+3600", "-3600"])
+    # Further back than the machine has been up, libfaketime makes sleep() fail.
+    offset = rng.choice(["+3600", "-60"])
     with faked(FAKETIME=offset):
         member.start()
     code = await old.stop(G + 30)

@@ -27,6 +27,14 @@ async def test_canceled_stands_for_a_failure_but_not_for_success(tasks: Tasks, d
     assert await tasks.settled([settlement(task, Event.COMPLETED)]) == set()
 
 
+async def test_completed_stands_for_a_failure(tasks: Tasks, db: Connection) -> None:
+    """The handler's own commit went through, but it never heard of it."""
+    task = await make_task(db, "RUNNING")
+    await tasks.settle([settlement(task, Event.COMPLETED)])
+    assert await tasks.settled([settlement(task, Event.RETRIED)]) == {task.lease}
+    assert await tasks.settled([settlement(task, Event.RETRIED, lease=uuid4())]) == set()
+
+
 @pytest.mark.parametrize("culprits", [None, []])
 async def test_a_reapers_end_is_not_the_workers(tasks: Tasks, db: Connection, culprits: list[object] | None) -> None:
     worker = await make_worker(db)

@@ -75,6 +75,19 @@ async def test_idle_it_writes_at_once(pool: Pool) -> None:
     assert await states(pool, [held]) == [State.COMPLETED]
 
 
+async def test_what_was_written_already_is_not_stale(pool: Pool) -> None:
+    """Found by the chaos runner: a commit whose reply was lost, and that was still under way as it was looked up."""
+    held = await claims(pool, 2)
+    await Tasks(pool).settle([done(held[0])])
+    rejected: list[Settlement] = []
+    async with settling(Watched(pool), rejected=rejected.append) as settler:
+        settler.put(settlement(held[0], Event.RETRIED))
+        settler.put(done(held[1], lease=uuid4()))
+        await settler.drained()
+    assert [one.id for one in rejected] == [held[1].id]
+    assert [entry["event"] for entry in await history(pool, held[0].id)] == ["COMPLETED"]
+
+
 async def test_under_load_what_comes_meanwhile_forms_the_next_batch(pool: Pool) -> None:
     held = await claims(pool, 30)
     async with settling(tasks := Watched(pool)) as settler:

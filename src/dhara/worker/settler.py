@@ -139,7 +139,12 @@ class Settler(Service):
             self._returned(min(waits))
         if len(accepted) == len(batch):
             return
-        stale = [s for s in batch if s.lease not in accepted]
+        refused = [s for s in batch if s.lease not in accepted]
+        # Not stale is one whose first writing was still on its way to its commit as the connection was lost.
+        done = await self._tasks.settled(refused)
+        stale = [s for s in refused if s.lease not in done]
+        if not stale:
+            return
         log.warning(
             "the leases of %d attempts were lost, their outcomes are discarded: task %s%s",
             len(stale),

@@ -5,5 +5,5 @@ SELECT CASE WHEN w.id = ANY ($2::uuid[]) THEN 'a healthy worker was reaped' ELSE
 FROM dhara.task_history AS h JOIN dhara.workers AS w ON w.id = h.worker_id
 WHERE h.claim_seq IS NOT NULL AND h.reason LIKE '%lease lost%'
   AND (w.id = ANY ($2::uuid[])
-       -- A worker that has come back has beaten again since; then its last beat before is not on record.
-       OR (w.state = 'lost' AND h.at < w.beat_at + $1::float8 * interval '1 second'))
+       -- Of a worker that has beaten since, its last beat before is not on record.
+       OR (w.state = 'lost' AND h.at >= w.beat_at AND h.at < w.beat_at + $1::float8 * interval '1 second'))
