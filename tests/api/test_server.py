@@ -134,6 +134,62 @@ async def test_pipelined_requests_are_answered_in_order(running: Running) -> Non
     await hang_up(writer)
 
 
+def payload_of(body: bytes) -> object:
+    return json.loads(body).get("payload")
+
+
+async def test_a_head_that_is_known_is_answered_as_any_other(running: Running) -> None:
+    one, two, three = (request(b'{"type":"echo","payload":%d}' % n) for n in (1, 2, 3))
+    wrong = one.replace(b"payload", b"pailoud")
+    reader, writer = await running.open()
+    # Remembered; known; split, so that its end comes with the next; known, but refused; known again.
+    for pieces, found in (
+        ([one], [1]),
+        ([two], [2]),
+        ([three[:-4], three[-4:] + two], [3, 2]),
+        ([wrong], [None]),
+        ([one], [1]),
+    ):
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(0.01)
+        for payload in found:
+            status, headers, body = await answer(reader)
+            assert (status, payload_of(body)) == (422 if payload is None else 201, payload)
+            assert "x-request-id" in headers
+    assert one.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" in server.Protocol._heads
+    await hang_up(writer)
+
+
+async def test_two_in_one_piece_with_a_known_head_are_two(running: Running) -> None:
+    one, two = (request(b'{"type":"echo","payload":%d}' % n) for n in (1, 2))
+    reader, writer = await running.open()
+    for sent in ([one], [one, two], [two, one, one]):
+        writer.write(b"".join(sent))
+        found = [payload_of((await answer(reader))[2]) for _ in sent]
+        assert found == [1 if each is one else 2 for each in sent]
+    await hang_up(writer)
+
+
+@pytest.mark.parametrize(
+    "line", ["Idempotency-Key: k", "X-Request-Id: mine", "Connection: close", "Expect: 100-continue", "Cookie: a=b"]
+)
+async def test_heads_that_may_mean_more_are_parsed_each_time(running: Running, line: str) -> None:
+    await running.send(request(b'{"type":"echo"}', line, "Connection: close" if "Conn" not in line else "Accept: */*"))
+    assert not any(line.encode() in head for head in server.Protocol._heads)
+
+
+async def test_known_heads_are_bounded(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_MOST_HEADS", 5)
+    server.Protocol._heads.clear()
+    reader, writer = await running.open()
+    for n in range(12):
+        writer.write(request(b'{"type":"echo"}', f"User-Agent: {n}"))
+        assert (await answer(reader))[0] == 201
+    assert 0 < len(server.Protocol._heads) <= 5
+    await hang_up(writer)
+
+
 async def test_chunks_are_read_and_expect_is_honoured(running: Running) -> None:
     head = b"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     chunked = b'Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n7\r\n{"type"\r\n8\r\n:"echo"}\r\n0\r\n\r\n'

@@ -135,7 +135,7 @@ class Ingest:
     def _wake(self, answers: Sequence[Answer]) -> None:
         if self._notifier is None:
             return
-        ready = {answer.task.queue for answer in answers if isinstance(answer, Enqueued) and newly_ready(answer)}
+        ready = {answer.queue for answer in answers if isinstance(answer, Enqueued) and newly_ready(answer)}
         for queue in ready:
             self._notifier.wake(queue)
 

@@ -14,9 +14,10 @@ import secrets
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import uvicorn
+from msgspec import Struct
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -36,6 +37,45 @@ _REASONS = {
     414: b"URI Too Long",
     431: b"Request Header Fields Too Large",
 }
+
+
+# A head with others is parsed each time: they mean something to the parser, or differ from request to request.
+_PLAIN_HEADERS = frozenset(
+    (
+        b"host",
+        b"user-agent",
+        b"accept",
+        b"accept-encoding",
+        b"accept-language",
+        b"authorization",
+        b"content-type",
+        b"content-length",
+        b"origin",
+        b"sec-fetch-site",
+    )
+)
+_OF_THE_HEAD = frozenset(
+    (
+        "type",
+        "asgi",
+        "http_version",
+        "root_path",
+        "headers",
+        "method",
+        "path",
+        "raw_path",
+        "query_string",
+    )
+)
+_MOST_HEADS = 256
+_KNOWN_BODY = 256 * 1024
+
+
+class Head(Struct, frozen=True):
+    """What a request's head says, and the length of the body that it announces."""
+
+    length: int
+    scope: dict[str, Any]
 
 
 class Cycle(RequestResponseCycle):
@@ -65,8 +105,16 @@ class Cycle(RequestResponseCycle):
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol with limits on what has not become a request yet."""
+    """uvicorn's HTTP protocol with limits on what has not become a request yet, and a memory for heads.
 
+    The heads of a client's POSTs are often the same to the byte. One that has been parsed and accepted before, with its
+    whole body behind it and nothing else, is not parsed again. It is remembered with its length, so that what is taken for
+    a body is what the parser would take for it.
+    """
+
+    _heads: ClassVar[dict[bytes, Head]] = {}
+    _between: bool = True
+    _begun: int = 0
     _arrival: asyncio.TimerHandle | None = None
     _head: int = 0
     _complete: bool = False
@@ -82,6 +130,64 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        # Only with the parser between two requests, and no answer outstanding.
+        idle = self._between and (self.cycle is None or self.cycle.response_complete)  # type: ignore[redundant-expr]
+        end = data.find(b"\r\n\r\n") + 4 if idle and data.startswith(b"POST ") else 0
+        known = self._heads.get(data[:end]) if end else None
+        if known is not None and known.length == len(data) - end and self._is_free():
+            self._take(known, data[end:])
+            return
+        self._begun = 0
+        self._parse(data)
+        if end and self._begun == 1 and self._between and not self.transport.is_closing():
+            self._remember(data[:end], len(data) - end)
+
+    def _is_free(self) -> bool:
+        most = self.limit_concurrency or MOST_CONNECTIONS
+        busy = max(len(self.connections), len(self.tasks)) >= most
+        return not (busy or self.pipeline or self.transport.is_closing())
+
+    def _take(self, head: Head, body: bytes) -> None:
+        """Begin a request whose head is known."""
+        self._arrived()
+        self._unset_keepalive_if_required()
+        scope = cast(Any, {**head.scope, "server": self.server, "client": self.client})
+        scope |= {"scheme": self.scheme, "state": self.app_state.copy(), "dhara.body": body}
+        self.scope, self.headers = scope, scope["headers"]
+        self.cycle = Cycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=True,
+            on_response=self.on_response_complete,
+        )
+        self.cycle.body += body
+        self.cycle.more_body = False
+        self.cycle.message_event.set()
+        self._start_asgi_task(self.cycle, self.app)
+
+    def _remember(self, head: bytes, length: int) -> None:
+        """Remember the head of the request that was parsed just now, if all of it was in one piece and is plain."""
+        scope = cast(dict[str, Any], self.scope)
+        names = [name for name, _ in self.headers]
+        plain = _PLAIN_HEADERS.issuperset(names) and len(set(names)) == len(names)
+        whole = self.cycle.body == b"" or len(self.cycle.body) == length
+        if not plain or not whole or scope["http_version"] != "1.1" or not self.cycle.keep_alive:
+            return
+        if dict(self.headers).get(b"content-length") != str(length).encode() or length > _KNOWN_BODY:
+            return
+        if len(self._heads) >= _MOST_HEADS:
+            self._heads.clear()
+        kept = {key: value for key, value in scope.items() if key in _OF_THE_HEAD}
+        self._heads[head] = Head(length, kept)
+
+    def _parse(self, data: bytes) -> None:
         if self._arrival is None and (self.cycle is None or self.cycle.response_complete):  # type: ignore[redundant-expr]
             self._expect()
         self._head += len(data)
@@ -100,7 +206,8 @@ class Protocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def on_message_begin(self) -> None:
-        self._complete = False
+        self._complete = self._between = False
+        self._begun += 1
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -111,6 +218,7 @@ class Protocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
+        self._between = True
         self._arrived()
         self._head = 0
         super().on_message_complete()

@@ -159,7 +159,7 @@ class AsyncClient:
 
     async def _write(self, new: Sequence[NewTask]) -> list[Handle]:
         done = await self._backend.enqueue(new[0])
-        return [Handle(self, done.task.id, done.created)]
+        return [Handle(self, done.id, done.created)]
 
     async def _write_many(self, new: Sequence[NewTask]) -> list[Handle]:
         return [Handle(self, *row) for row in await self._backend.enqueue_many(new)]

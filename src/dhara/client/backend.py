@@ -110,7 +110,7 @@ class PostgresBackend:
                     pass  # A COPY whose commit was not heard of: the statements below find its rows.
             answers = await self._again(lambda: self._write_all(new))
         self._wake(answers)
-        return [(answer.task.id, answer.created) for answer in answers]
+        return [(answer.id, answer.created) for answer in answers]
 
     async def _copy_all(self, new: Sequence[NewTask]) -> list[Row]:
         async with self.pool.acquire() as connection, connection.transaction():
@@ -139,7 +139,7 @@ class PostgresBackend:
 
     def _wake(self, answers: Sequence[Enqueued]) -> None:
         if self._notifier is not None:
-            for queue in {answer.task.queue for answer in answers if newly_ready(answer)}:
+            for queue in {answer.queue for answer in answers if newly_ready(answer)}:
                 self._notifier.wake(queue)
 
     async def get(self, id: UUID) -> Task:

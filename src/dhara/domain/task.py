@@ -150,6 +150,11 @@ class Enqueued:
         return self
 
     @property
+    def queue(self) -> str:
+        """The task's queue."""
+        return self.task.queue if self.new is None else self.new.queue
+
+    @property
     def task(self) -> Task:
         """The task as it was then."""
         if self._task is None:
