@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 
 # A half-open link is found within their sum.
 LIVENESS_INTERVAL, LIVENESS_TIMEOUT = 6.0, 5.0
+# Seconds at least from one of a process's hints to its next: the first is sent at once, and under load one does for several
+# commits.
+_BETWEEN = 0.002
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 
@@ -63,6 +66,8 @@ class Notifier:
                 )
             except Exception as error:
                 log.debug("a wake-up was lost, workers will poll: %s", error)
+            # Whoever was woken looks again by itself while there is work: the next hint need not follow at once.
+            await asyncio.sleep(_BETWEEN)
 
     async def close(self) -> None:
         """Send what waits; afterwards nothing is under way."""
