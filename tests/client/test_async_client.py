@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import uuid4
 
 import msgspec
@@ -350,6 +351,18 @@ async def test_enqueue_many_by_copy_is_all_or_none(client: AsyncClient, pool: Po
         await client.enqueue_many([*items, {"type": "t", "priority": 1_000}])
     assert caught.value.index == 1_000
     assert await pool.fetchval("SELECT count(*) FROM dhara.tasks") == 1_000
+
+
+async def test_what_comes_late_takes_a_copy_under_way_back(client: AsyncClient, pool: Pool) -> None:
+    many: list[dict[str, Any]] = [{"type": "t"}] * 5_001
+    with pytest.raises(InvalidBatch) as refused:
+        await client.enqueue_many([*many, {"type": "t", "priority": 1_000}])
+    assert refused.value.index == 5_001
+    assert await pool.fetchval("SELECT count(*) FROM dhara.tasks") == 0
+    handles = await client.enqueue_many([*many, {"type": "t", "idempotency_key": "k"}])
+    assert all(handle.created for handle in handles)
+    rows = await pool.fetch("SELECT id FROM dhara.tasks ORDER BY id")
+    assert [row["id"] for row in rows] == [handle.id for handle in handles]
 
 
 async def test_a_copy_that_was_done_already_is_found(client: AsyncClient) -> None:

@@ -11,7 +11,7 @@ import msgspec
 
 from dhara.client import tx
 from dhara.client.backend import Backend, PostgresBackend
-from dhara.client.calls import Item, Options, build, build_many
+from dhara.client.calls import Built, Item, Options, build, build_many
 from dhara.client.http import HttpBackend
 from dhara.client.middleware import Chain, Middleware, Write
 from dhara.domain import limits
@@ -141,7 +141,10 @@ class AsyncClient:
         An item is a handler's call or a mapping of task fields (`{"type": ..., "payload": ..., "priority": ...}`);
         `options` hold for all of them. Raises `InvalidBatch` or `IdempotencyConflict` with the index of the bad one.
         """
-        return list(await self._chain.run(build_many(items, options), self._write_many))
+        built = Built(items, options)
+        if self._chain.empty:
+            return [Handle(self, *row) for row in await self._backend.enqueue_many(built)]
+        return list(await self._chain.run(list(built), self._write_many))
 
     async def enqueue_tx(
         self, connection: Any, call: Call | str, payload: Any = None, **options: Unpack[Options]

@@ -18,6 +18,7 @@ from uuid import UUID
 
 import asyncpg
 
+from dhara.client.calls import Built
 from dhara.client.results import Poller
 from dhara.domain.lifecycle import State
 from dhara.domain.task import Attempt, Enqueued, LogEntry, NewTask, Task
@@ -35,8 +36,9 @@ Row = tuple[UUID, bool]
 CHUNK = 1_000
 # So many plain tasks at once go by COPY.
 LEAST_COPIED = 500
-# One COPY must end within the command time-out.
-COPIED = 20_000
+# One COPY's tasks: while the database takes them in, the next ones are built, so many at a time.
+COPIED = 5_000
+BUILT = 250
 
 _NO_SCHEMA = (
     asyncpg.UndefinedTableError,
@@ -53,7 +55,7 @@ class Backend(Protocol):
     async def close(self) -> None: ...
     async def check(self) -> None: ...
     async def enqueue(self, new: NewTask) -> Enqueued: ...
-    async def enqueue_many(self, new: Sequence[NewTask]) -> list[Row]: ...
+    async def enqueue_many(self, given: Sequence[NewTask] | Built) -> list[Row]: ...
     async def get(self, id: UUID) -> Task: ...
     async def wait(self, id: UUID, timeout: float) -> Task | None: ...
     async def cancel(self, id: UUID, reason: str) -> State: ...
@@ -100,22 +102,39 @@ class PostgresBackend:
         with translated():
             return await self._coalescer.submit(new)
 
-    async def enqueue_many(self, new: Sequence[NewTask]) -> list[Row]:
+    async def enqueue_many(self, given: Sequence[NewTask] | Built) -> list[Row]:
         """All or none, in one transaction. Raises `IdempotencyConflict` with the index of the first."""
         with translated():
-            if len(new) >= LEAST_COPIED and not any(task.idempotency_key or task.unique_key for task in new):
+            if len(given) >= LEAST_COPIED:
                 try:
-                    return await self._again(lambda: self._copy_all(new))
-                except asyncpg.UniqueViolationError:
+                    return await self._again(lambda: self._copy_all(given))
+                except (asyncpg.UniqueViolationError, _Keyed):
                     pass  # A COPY whose commit was not heard of: the statements below find its rows.
+            new = list(given)
             answers = await self._again(lambda: self._write_all(new))
         self._wake(answers)
         return [(answer.id, answer.created) for answer in answers]
 
-    async def _copy_all(self, new: Sequence[NewTask]) -> list[Row]:
+    async def _copy_all(self, given: Sequence[NewTask] | Built) -> list[Row]:
+        """Raises `_Keyed` where COPY will not do, for one of the tasks has a key."""
         async with self.pool.acquire() as connection, connection.transaction():
-            for start in range(0, len(new), COPIED):
-                await self._tasks.on(connection).copy(new[start : start + COPIED])
+            tasks = self._tasks.on(connection)
+            under_way: asyncio.Task[None] | None = None
+            try:
+                for start in range(0, len(given), COPIED):
+                    chunk = await _built(given, start, min(start + COPIED, len(given)))
+                    if under_way is not None:
+                        await under_way
+                    under_way = asyncio.create_task(tasks.copy(chunk), name="COPY")
+                if under_way is not None:
+                    await under_way
+            except BaseException:
+                # The connection must be free before the transaction can be taken back.
+                if under_way is not None:
+                    under_way.cancel()
+                    await asyncio.wait({under_way})
+                raise
+        new = given.upto(len(given)) if isinstance(given, Built) else given
         if self._notifier is not None:
             for queue in {task.queue for task in new if not task.delay}:
                 self._notifier.wake(queue)
@@ -195,6 +214,23 @@ class PostgresBackend:
                     raise
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))
             pause = min(pause * 2, 1.0)
+
+
+class _Keyed(Exception):
+    """One of many tasks has an idempotency or a unique key."""
+
+
+async def _built(given: Sequence[NewTask] | Built, start: int, end: int) -> Sequence[NewTask]:
+    """The tasks from `start` to `end`. Builds some at a time, so that a COPY under way goes on meanwhile."""
+    if isinstance(given, Built):
+        for step in range(start, end, BUILT):
+            given.upto(min(step + BUILT, end))
+            await asyncio.sleep(0)
+        given = given.upto(end)
+    chunk = given[start:end]
+    if any(task.idempotency_key or task.unique_key for task in chunk):
+        raise _Keyed
+    return chunk
 
 
 def _settled(answer: Enqueued | IdempotencyConflict, task: NewTask, index: int) -> Enqueued:

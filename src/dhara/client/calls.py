@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict
 from uuid import UUID
@@ -75,17 +75,36 @@ def checked_payload(value: Any) -> str:
 
 def build_many(items: Iterable[Item], options: Mapping[str, Any]) -> list[NewTask]:
     """Many tasks; `options` hold for all, an item's own fields first. Raises `InvalidBatch` with the index of the bad one."""
-    if options.get("idempotency_key") is not None:
-        raise TypeError("an idempotency key names one task; give each item its own")
-    items = items if isinstance(items, Sequence) else list(items)
-    known: dict[Any, NewTask] = {}
-    made = []
-    for index, (item, id) in enumerate(zip(items, new_ids(len(items)), strict=True)):
-        try:
-            made.append(_build_item(item, id, options, known))
-        except InvalidTask as error:
-            raise InvalidBatch(index, error.problems) from None
-    return made
+    return list(Built(items, options))
+
+
+class Built:
+    """The tasks of `build_many`, each built when it is first asked for, and kept. Raises as that does."""
+
+    def __init__(self, items: Iterable[Item], options: Mapping[str, Any]) -> None:
+        if options.get("idempotency_key") is not None:
+            raise TypeError("an idempotency key names one task; give each item its own")
+        self._items = items if isinstance(items, Sequence) else list(items)
+        self._ids = new_ids(len(self._items))
+        self._options = options
+        self._known: dict[Any, NewTask] = {}
+        self._made: list[NewTask] = []
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[NewTask]:
+        return iter(self.upto(len(self)))
+
+    def upto(self, end: int) -> list[NewTask]:
+        """The tasks before index `end`, and whatever was built beyond it."""
+        made = self._made
+        for index in range(len(made), min(end, len(self))):
+            try:
+                made.append(_build_item(self._items[index], self._ids[index], self._options, self._known))
+            except InvalidTask as error:
+                raise InvalidBatch(index, error.problems) from None
+        return made
 
 
 def _build_item(item: Item, id: UUID, options: Mapping[str, Any], known: dict[Any, NewTask]) -> NewTask:

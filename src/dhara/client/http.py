@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from dhara.client.backend import Row
-from dhara.client.calls import as_object
+from dhara.client.calls import Built, as_object
 from dhara.domain import limits
 from dhara.domain.lifecycle import FINAL, State
 from dhara.domain.task import Attempt, Enqueued, LogEntry, NewTask, Task
@@ -147,10 +147,10 @@ class HttpBackend:
         task = _task(answer.content)
         return Enqueued(task, created=answer.status_code == 201 or _is_ours(new, key, task))
 
-    async def enqueue_many(self, new: Sequence[NewTask]) -> list[Row]:
+    async def enqueue_many(self, given: Sequence[NewTask] | Built) -> list[Row]:
         """By batches of at most 1,000 tasks and 3 MiB: each is all or none, several together are not."""
         rows: list[Row] = []
-        for chunk in _chunks(new):
+        for chunk in _chunks(list(given)):
             keys, bodies = zip(*(_body(task) for task in chunk), strict=True)
             try:
                 answer = await self._ask("POST", "tasks/batch", body=b'{"tasks":[' + b",".join(bodies) + b"]}")

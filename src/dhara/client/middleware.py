@@ -42,6 +42,7 @@ class Chain:
 
     def __init__(self, middleware: Sequence[Middleware] = ()) -> None:
         self._all = [(function, _is_around(function)) for function in middleware]
+        self.empty = not middleware
         self.plain = not any(around for _, around in self._all)
 
     def before(self, tasks: Sequence[NewTask]) -> Sequence[NewTask]:

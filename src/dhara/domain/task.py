@@ -15,7 +15,7 @@ from dhara.domain.lifecycle import State
 EMPTY_PAYLOAD = "{}"
 
 
-class NewTask(Struct, frozen=True, kw_only=True):
+class NewTask(Struct, frozen=True, kw_only=True, gc=False):
     """A task to enqueue, validated. `payload` is JSON text, kept byte for byte.
 
     `run_at` (absolute) and `delay` (seconds) exclude each other; neither means now, by the database's clock.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import UTC, datetime
@@ -359,6 +360,7 @@ def newly_ready(answer: Enqueued) -> bool:
 async def _each(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:
     for piece in pieces:
         yield piece
+        await asyncio.sleep(0)  # So that it is sent before the next is made.
 
 
 def _holds_unchanged(status: State, scope: str) -> bool:
