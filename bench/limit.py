@@ -17,6 +17,7 @@ from uuid import uuid4
 import asyncpg
 import uvloop
 
+from dhara.domain.ids import random_uuids
 from dhara.store.pool import PLANNER
 from dhara.store.sql import load
 from dhara.store.tasks import BEGINNING, ZERO
@@ -27,31 +28,18 @@ BATCH = 500
 async def drain(dsn: str, schema: str, type: str, batch: int, most: int) -> dict[str, float]:
     """Drain the lane of queue `default`, priority 0; at most `most` tasks."""
     db = await asyncpg.connect(dsn, server_settings=PLANNER)
-    claim, settle = await db.prepare(load("tasks/claim", schema)), await db.prepare(load("tasks/settle", schema))
-    parameters = len(settle.get_parameters())
+    claim, settle = await db.prepare(load("tasks/claim", schema)), await db.prepare(load("tasks/complete", schema))
     worker, mark, done = uuid4(), (BEGINNING, ZERO), 0
     claims: list[float] = []
     start = time.perf_counter()
     while done < most:
         asked = time.perf_counter()
-        rows = await claim.fetch(worker, [type], batch, ["default"], [0], [mark[0]], [mark[1]], [batch])
+        rows = await claim.fetch(worker, [type], batch, ["default"], [0], [mark[0]], [mark[1]], [batch], random_uuids(batch))
         claims.append(time.perf_counter() - asked)
         if not rows:
             break
         mark = (rows[-1]["run_at"], rows[-1]["id"])
-        n = len(rows)
-        nothing: list[object] = [None] * n
-        columns: list[list[object]] = [nothing] * parameters
-        columns[:6] = [
-            [r["id"] for r in rows],
-            [r["lease"] for r in rows],
-            ["COMPLETED"] * n,
-            [0] * n,
-            [0] * n,
-            ["null"] * n,
-        ]
-        columns[11] = [0] * n
-        done += len(await settle.fetch(*columns))
+        done += await settle.fetchval([r["id"] for r in rows], [r["lease"] for r in rows], ["null"] * len(rows))
     seconds = time.perf_counter() - start
     await db.close()
     claims.sort()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.proxy import Proxy
 
 # Statements whose loss matters, as the proxy knows them by their text.
-_STATEMENTS = ("tasks/claim", "tasks/settle", "workers/beat", "tasks/enqueue")
+_STATEMENTS = ("tasks/claim", "tasks/settle", "tasks/complete", "workers/beat", "tasks/enqueue")
 
 
 def packets() -> bool:

@@ -60,6 +60,7 @@ USES: dict[str, set[str]] = {
     "stats/workers": API | WORKER | MAINTENANCE | READER,
     "tasks/attempts": API | WORKER,
     "tasks/claim": WORKER,
+    "tasks/complete": WORKER,
     "tasks/count_enqueued": API | WORKER | MAINTENANCE,
     "tasks/enqueue": API | WORKER | MAINTENANCE,
     "tasks/enqueue_plain": API | WORKER | MAINTENANCE,
