@@ -300,6 +300,8 @@ def _shape(shape: Any) -> str:
         "",
         shape.__name__ if isinstance(shape, type) and "[" not in str(shape) else str(shape),
     )
+    text = re.sub(r"Annotated\[(.+?), Meta\([^)]*\)\]", r"\1", text)
+    text = re.sub(r"Union\[(\w+), (.+)\]", r"\1 | \2", text)
     return f"`{text}`" if text != "dict[str, Any]" else "a JSON object"
 
 

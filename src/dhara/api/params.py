@@ -21,7 +21,7 @@ DEFAULT_OVERLAP = 3_600.0
 MOST_OVERLAP = 7 * 86_400.0
 
 _DIGITS = re.compile(r"[0-9]{1,18}", re.ASCII)
-_SECONDS = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?", re.ASCII)
+_SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,30})?(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 

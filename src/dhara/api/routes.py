@@ -101,7 +101,7 @@ TABLE: tuple[Route, ...] = (
         tag="tasks",
         limited=True,
         scope=ENQUEUE,
-        request=shapes.BatchIn | list[shapes.NewTaskIn],
+        request=shapes.BatchIn | shapes.TaskBatch,
         answers={201: list[shapes.BatchedOut]},
         errors=(*BODY, "invalid_batch", "invalid_string", "idempotency_conflict", "queue_full", *DATABASE),
     ),

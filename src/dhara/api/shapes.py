@@ -89,10 +89,13 @@ class NewTaskIn(Struct, kw_only=True, forbid_unknown_fields=True):
     traceparent: Annotated[str, Meta(pattern=f"^{limits.TRACEPARENT.pattern}$")] = _ABSENT
 
 
+TaskBatch = Annotated[list[NewTaskIn], Meta(min_length=limits.BATCH[0], max_length=limits.BATCH[1])]
+
+
 class BatchIn(Struct, forbid_unknown_fields=True):
     """Tasks to enqueue, all or none."""
 
-    tasks: Annotated[list[NewTaskIn], Meta(min_length=limits.BATCH[0], max_length=limits.BATCH[1])]
+    tasks: TaskBatch
 
 
 class RetryIn(Struct, kw_only=True, forbid_unknown_fields=True):
