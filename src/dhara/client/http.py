@@ -369,8 +369,8 @@ def _move(error: IdempotencyConflict | InvalidBatch, start: int, chunk: Sequence
 def _query(wanted: Filter) -> Iterator[tuple[str, str]]:
     for name in Filter.__struct_fields__:
         value = getattr(wanted, name)
-        if name == "queues":
-            # The server has the key's own; nobody asks for them.
+        if name in ("queues", "ids"):
+            # The key's own, and a bulk operation's: nobody lists by them.
             continue
         if name == "status":
             yield from (("status", state.value) for state in value)

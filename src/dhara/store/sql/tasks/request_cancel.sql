@@ -12,7 +12,7 @@ WITH found AS (
     FROM found
     WHERE t.id = found.id
       AND (found.status = 'PENDING' OR (found.status = 'RUNNING' AND found.cancel_requested_at IS NULL))
-    RETURNING t.*
+    RETURNING t.id, t.status, t.queue, t.lease, t.locked_by, t.generation, t.attempts
 ), logged AS (
     INSERT INTO dhara.task_history (task_id, lease, worker_id, generation, attempt, event, reason)
     -- A PENDING row still bears the lease of its last attempt, which has no part in this.
