@@ -484,6 +484,32 @@ async def pause_and_resume(client: httpx.AsyncClient, pool: Pool) -> None:
     assert "paused_at" not in resumed.json()
 
 
+@happy("PATCH", "/queues/{name}")
+async def retention_of_a_queue(client: httpx.AsyncClient, pool: Pool) -> None:
+    for seconds in (3600, 0.5, None):
+        answer = await client.patch("/api/v1/queues/mail", json={"retention": seconds})
+        assert (answer.status_code, answer.json().get("retention")) == (200, seconds)
+        assert await pool.fetchval("SELECT retention FROM dhara.queues WHERE name = 'mail'") == seconds
+
+
+@unhappy("PATCH", "/queues/{name}")
+async def wrong_settings_of_a_queue(client: httpx.AsyncClient, pool: Pool) -> None:
+    problem(await client.patch("/api/v1/queues/A%20B", json={"retention": 1}), 404, "not_found")
+    problem(await client.patch("/api/v1/queues/mail", content=b"{", headers=JSON), 400, "invalid_json")
+    bodies: list[Any] = [
+        {},
+        [],
+        {"retention": "1h"},
+        {"retention": True},
+        {"retention": -1},
+        {"retention": 1e300},
+    ]
+    for body in [*bodies, {"retention": 1, "paused": True}]:
+        found = problem(await client.patch("/api/v1/queues/mail", json=body), 422, "invalid_queue")
+        assert found["errors"]
+    assert (await client.get("/api/v1/queues")).json() == {"queues": []}
+
+
 @unhappy("POST", "/queues/{name}/pause")
 @unhappy("POST", "/queues/{name}/resume")
 async def no_queue_of_that_name_can_be(client: httpx.AsyncClient, pool: Pool) -> None:
@@ -661,7 +687,7 @@ def test_every_route_has_a_happy_test() -> None:
     assert {(route.method, route.path) for route in TABLE} == set(HAPPY)
 
 
-NAMED = [route for route in TABLE if "{id}" in route.path or route.path == "/queues/{name}"]
+NAMED = [route for route in TABLE if "{id}" in route.path or (route.method, route.path) == ("GET", "/queues/{name}")]
 
 
 @pytest.mark.parametrize("route", NAMED, ids=[f"{route.method} {route.path}" for route in NAMED])

@@ -17,6 +17,7 @@ from dhara.api.shapes import (
     queue_out,
     worker_out,
 )
+from dhara.api.wire import queue_change
 from dhara.domain import limits
 from dhara.store.stats import by_status, totals
 from dhara.telemetry.metrics import Family, Sample, family, single
@@ -34,6 +35,13 @@ async def queues(request: Request) -> Reply:
 async def queue(request: Request) -> Reply:
     found = await request.parts.queues.get(_name(request))
     return json_reply(queue_out(found, request.parts.figures.rate(found)))
+
+
+async def change(request: Request) -> Reply:
+    name = _name(request)
+    found = await queue_change(request)
+    await request.parts.queues.retain(name, found["retention"], request.actor)
+    return await queue(request)
 
 
 async def pause(request: Request) -> Reply:

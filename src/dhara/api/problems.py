@@ -49,6 +49,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "invalid_task": (422, "A field of the task is wrong"),
     "invalid_batch": (422, "A task of the batch is wrong; nothing was enqueued"),
     "invalid_string": (422, "A text cannot be stored"),
+    "invalid_queue": (422, "A setting of the queue is wrong"),
     "invalid_query": (422, "A query parameter is wrong"),
     "invalid_key": (422, "A field of the API key is wrong"),
     "queue_full": (429, "The queue holds as many tasks as it takes; try again later"),

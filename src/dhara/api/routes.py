@@ -312,6 +312,17 @@ TABLE: tuple[Route, ...] = (
         errors=("not_found", *DATABASE),
     ),
     Route(
+        method="PATCH",
+        path="/queues/{name}",
+        endpoint=fleet.change,
+        summary="Change a queue's settings, at once and for all workers",
+        tag="queues",
+        scope=OPERATE,
+        request=shapes.QueueChangeIn,
+        answers={200: shapes.QueueOut},
+        errors=(*BODY, "invalid_queue", "invalid_string", "not_found", *DATABASE),
+    ),
+    Route(
         method="POST",
         path="/queues/{name}/pause",
         endpoint=fleet.pause,

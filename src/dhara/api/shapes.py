@@ -336,6 +336,15 @@ class QueueOut(Struct, kw_only=True, omit_defaults=True):
     retention: Annotated[float | None, Meta(description="Seconds that its final tasks are kept.")] = None
 
 
+class QueueChangeIn(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What to change of a queue."""
+
+    retention: Annotated[
+        Annotated[float, Meta(ge=limits.RETENTION_SECONDS[0], le=limits.RETENTION_SECONDS[1])] | None,
+        Meta(description="Seconds that its final tasks are kept; null: as the fleet's setting says."),
+    ]
+
+
 class QueueList(Struct):
     """Every queue, by name."""
 

@@ -27,6 +27,7 @@ BODY_BYTES = 1024 * 1024
 BATCH_BODY_BYTES = 4 * 1024 * 1024
 QUERY_FIELDS = 100
 RETRY_FIELDS = ("queue", "priority", "payload", "run_at")
+QUEUE_FIELDS = ("retention",)
 
 
 _ONE = msgspec.json.Decoder(dict[str, Raw])
@@ -170,6 +171,26 @@ async def change(request: Request) -> Change:
     given = set(value)
     task = _task({"type": "x", **value}, _raw(_ONE, body), datetime.now(UTC))
     return Change(**{field: getattr(task, field) for field in RETRY_FIELDS if field in given})
+
+
+async def queue_change(request: Request) -> dict[str, float | None]:
+    """The settings of a queue that change. Raises `Refused`, or `InvalidTask` naming every wrong field."""
+    check_media(request)
+    value = parse(await read(request, BODY_BYTES), limits.JSON_DEPTH)
+    if not isinstance(value, dict) or not value:
+        problem = ("body", "must be an object with at least one of: " + ", ".join(QUEUE_FIELDS))
+        raise InvalidTask([problem], "invalid_queue")
+    known = ", ".join(QUEUE_FIELDS)
+    problems = [(key, f"unknown field; of a queue may change: {known}") for key in value if key not in QUEUE_FIELDS]
+    low, high = limits.RETENTION_SECONDS
+    seconds = value.get("retention")
+    if isinstance(seconds, bool) or not (
+        seconds is None or (isinstance(seconds, int | float) and low <= seconds <= high)
+    ):
+        problems.append(("retention", f"seconds, a number from {low:g} to {high:g}, or null for the fleet's setting"))
+    if problems:
+        raise InvalidTask(problems, "invalid_queue")
+    return {"retention": None if seconds is None else float(seconds)}
 
 
 def _raw(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
