@@ -164,3 +164,16 @@ def test_the_quick_look_leaves_what_is_wrong_to_the_closer_one(body: bytes) -> N
     assert strict._beyond_doubt(body, 5) is strict._IN_DOUBT
     with pytest.raises(Refused):
         parse(body, 5)
+
+
+@pytest.mark.parametrize("before", [b"[", b'{"tasks":['])
+def test_a_batch_is_as_deep_as_its_deepest_item(before: bytes) -> None:
+    after = b"]}" if before[:1] == b"{" else b"]"
+    room = 8 - len(after)
+    items = [b"[" * room + b"]" * room, b"{}"] * 20
+    body = before + b",".join(items) + after
+    assert strict._beyond_doubt(body, 8) == strict._parse_closely(body, 8)
+    deeper = before + b",".join([*items, b"[" * (room + 1) + b"]" * (room + 1)]) + after
+    assert strict._beyond_doubt(deeper, 8) is strict._IN_DOUBT
+    with pytest.raises(Refused):
+        parse(deeper, 8)

@@ -49,7 +49,7 @@ def _beyond_doubt(body: bytes, levels: int) -> Any:
     Without backslashes each key and text costs two quotes, here and when written again: a key that was there twice, and was
     dropped, leaves fewer.
     """
-    if b"\\" in body or body.count(b"[") + body.count(b"{") > levels:
+    if b"\\" in body or (_brackets(body) > levels and not _is_flat(body, levels)):
         return _IN_DOUBT
     if len(body) > NUMBER_DIGITS and _LONG_STRIDES.search(body[::_STRIDE]):
         return _IN_DOUBT
@@ -59,6 +59,21 @@ def _beyond_doubt(body: bytes, levels: int) -> Any:
     except (msgspec.MsgspecError, ValueError, Refused):
         return _IN_DOUBT
     return value if again.count(b'"') == body.count(b'"') else _IN_DOUBT
+
+
+def _brackets(text: bytes) -> int:
+    """At least as many as the levels of `text`."""
+    return text.count(b"[") + text.count(b"{")
+
+
+def _is_flat(body: bytes, levels: int) -> bool:
+    """Whether a batch has so few brackets in each of its items that none can be too deep."""
+    try:
+        if body[:1] == b"[":
+            return all(_brackets(bytes(item)) < levels for item in _read_list(body))
+        return all(_brackets(bytes(item)) < levels - 1 for items in _read_lists(body).values() for item in items)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return False
 
 
 def _parse_closely(body: bytes, levels: int) -> Any:
@@ -115,6 +130,8 @@ def _constant(text: str) -> Any:
 
 _IN_DOUBT: Any = object()
 _read = msgspec.json.Decoder(float_hook=_number).decode
+_read_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_read_lists = msgspec.json.Decoder(dict[str, list[msgspec.Raw]]).decode
 _write = msgspec.json.Encoder().encode
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_number, parse_constant=_constant)
 
