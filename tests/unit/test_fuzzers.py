@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuzz.frames import mutated
-from fuzz.parsers import PARSERS
+from fuzz.parsers import NAMES
+from fuzz.targets import PARSERS
 
 PIECES = st.sampled_from(
     [
@@ -33,3 +34,7 @@ def test_parsers_raise_only_what_they_say(name: str, data: bytes) -> None:
 @given(st.randoms(use_true_random=False))
 def test_frames_are_made_of_anything(rng: object) -> None:
     assert isinstance(mutated(rng), bytes)  # type: ignore[arg-type]
+
+
+def test_all_are_named() -> None:
+    assert list(PARSERS) == NAMES
