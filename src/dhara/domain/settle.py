@@ -14,7 +14,7 @@ from dhara.domain.outcome import Canceled, Crashed, Done, Failed, Outcome, Relea
 from dhara.domain.task import Claim
 
 
-class Settlement(Struct, frozen=True):
+class Settlement(Struct, frozen=True, gc=False):
     """What to write at the end of an attempt. `delay` is seconds until the task is due again, by the database's clock."""
 
     id: UUID

@@ -100,7 +100,7 @@ class Task(Struct, frozen=True, kw_only=True):
     result: str | None = None
 
 
-class Claim(Struct, frozen=True):
+class Claim(Struct, frozen=True, gc=False):
     """A claimed task as its worker holds it: the right to run one attempt, under one lease."""
 
     id: UUID
