@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
@@ -100,6 +100,7 @@ _MODULES: Mapping[str, str] = {
     "P16": "p16_start",
     "P17": "p17_retention",
     "S1": "s01_sharing",
+    "H1": "h01_shapes",
 }
 NAMES = tuple(_MODULES)
 
@@ -108,6 +109,3 @@ def row(id: str) -> Row:
     """The row of that name."""
     found: Row = import_module(f"bench.{_MODULES[id]}").ROW
     return found
-
-
-Kind = Literal["nothing", "thread", "moment", "work"]

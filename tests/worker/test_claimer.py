@@ -255,7 +255,8 @@ async def test_late_commit_is_found_under_full_load(pool: Pool, db: Connection) 
     async with claiming(pool, desk, tasks=tasks) as claimer:
         await desk.gets(1)
         await transaction.commit()
-        claimer._last_scan -= 5.0  # five seconds later
+        claimer._last_scan -= 60.0  # much later
+        claimer._last_front -= 60.0
         for n in range(1, 10):
             await desk.gets(n)
             desk.room = 1
@@ -308,6 +309,27 @@ async def test_idle_costs_little(pool: Pool) -> None:
         before = tasks.claims + tasks.scans
         await asyncio.sleep(1)
         assert tasks.claims + tasks.scans - before <= 2 * 6
+
+
+async def test_a_long_backlog_of_unknown_types_is_gone_through_once(pool: Pool) -> None:
+    """Then claims start behind it, and from the front only as often as that costs a twentieth of the time."""
+    foreign = [await make_task(pool, type="unknown") for _ in range(3)]
+    tasks = Counting(pool)
+    async with claiming(pool, desk := Desk(), poll=0.1, tasks=tasks) as claimer:
+        await eventually(lambda: claimer._front_cost > 0)
+        claimer._front_cost = 1_000.0  # as if there were millions
+        marks = claimer._lanes._marks
+        await eventually(lambda: marks["default", 0] > (foreign[-1].run_at, foreign[-1].id))
+        scans = tasks.scans
+        await eventually(lambda: tasks.scans > scans + 1)
+        assert claimer._lanes._marks["default", 0] > (foreign[-1].run_at, foreign[-1].id), "scans leave it there"
+        mine = await make_task(pool)
+        claimer.wake("default")
+        assert await desk.gets(1) == [mine.id]
+        # What comes back below the mark waits for the next look from the front.
+        await pool.execute("UPDATE dhara.tasks SET type = 't' WHERE id = $1", foreign[0].id)
+        claimer._last_front -= 20_001.0
+        assert await desk.gets(2) == [mine.id, foreign[0].id]
 
 
 async def test_an_expensive_scan_gets_a_small_share_of_the_time(pool: Pool) -> None:

@@ -7,7 +7,8 @@
     nothing heard  -> after the poll interval, or when the next delayed task is due: scan, and claim if it found any
 
 The scan's share of the time is bounded: after one that took t, the next comes no sooner than 20 t (or, when nothing
-could be claimed, the poll interval), so that it costs little even where dead index entries make it slow.
+could be claimed, the poll interval), so that it costs little even where dead index entries make it slow. The same holds
+for claims from the front of the lanes, where there may be a long backlog of tasks that this worker does not know.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from uuid import UUID
 
+import asyncpg
+
 from dhara.domain.task import Claim
 from dhara.service import Service
-from dhara.store.tasks import Tasks
+from dhara.store.tasks import BEGINNING, Tasks
 from dhara.worker.lanes import Lanes
 
 log = logging.getLogger(__name__)
@@ -32,6 +35,7 @@ MOST = 1_000
 SCAN_EVERY = 5.0
 SCAN_SHARE = 20
 CHEAP_SCAN = 0.005
+CHEAP_FRONT = 0.05
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 
 
@@ -68,6 +72,9 @@ class Claimer(Service):
         self._woken = True
         self._last_scan = float("-inf")
         self._scan_cost = 0.0
+        self._scanned_at = BEGINNING
+        self._last_front = float("-inf")
+        self._front_cost = 0.0
         self._next_due = float("inf")
         self._held_back = False
         self._freed = False
@@ -159,7 +166,18 @@ class Claimer(Service):
                 if claims:
                     self._lanes.took(claims)
                     self._deliver(claims)
+                if len(claims) < most:
+                    self._lanes.passed(lanes, claims, self._scanned_at)
+            except (TimeoutError, asyncpg.QueryCanceledError):
+                # A backlog too long to be gone through: what is enqueued from now on shall be claimed all the same.
+                log.warning(
+                    "a claim took too long: too many tasks of types that this worker does not know stand before it"
+                )
+                self._lanes.passed(lanes, (), self._scanned_at)
             finally:
+                if any(lane.run_at == BEGINNING for lane in lanes):
+                    self._last_front = self._clock()
+                    self._front_cost = self._last_front - self._asked
                 self._asked = None
         self._held_back = bool(rooms) and self._exhausted(rooms, claims)
         return len(claims)
@@ -187,7 +205,12 @@ class Claimer(Service):
         self._held_back = False
         waits = [lane.due_in for lane in lanes if not lane.ready and self._lanes.serves(lane.queue)]
         self._next_due = self._last_scan + min(waits) if waits else float("inf")
-        return self._lanes.seen(lanes)
+        self._scanned_at = max((lane.at for lane in lanes), default=self._scanned_at)
+        return self._lanes.seen(lanes, self._may_start_from_front())
+
+    def _may_start_from_front(self) -> bool:
+        since = self._clock() - self._last_front
+        return self._front_cost < CHEAP_FRONT or since >= SCAN_SHARE * self._front_cost
 
     async def _wait(self) -> None:
         """Until woken, or the poll interval is over, or the next delayed task is due."""

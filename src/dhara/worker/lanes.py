@@ -7,10 +7,15 @@ that committed late with an older `run_at`, new lanes, revived tasks.
 
 A lane that has run empty is remembered for a while: its next task is then claimed at the wake-up itself, without a scan
 before it.
+
+A lane may begin with a long backlog that this worker cannot claim: tasks of types that it does not know. A claim that has gone
+through the whole of a lane and come back short has seen them all, so the watermark moves past them, to the moment of the
+scan; whatever is enqueued later lies above. How often the lane is looked at from its front again depends on what that costs.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime
@@ -41,13 +46,13 @@ class Lanes:
         """Whether any lane of the queue is known to hold tasks."""
         return any(queue == known for known, _ in self._marks)
 
-    def seen(self, lanes: Sequence[Lane]) -> bool:
-        """Take in a scan. Lanes with a ready task start from the front again. True if there are any."""
+    def seen(self, lanes: Sequence[Lane], from_front: bool = True) -> bool:
+        """Take in a scan. With `from_front`, lanes with a ready task start from the front again. True if there are any."""
         served = [lane for lane in lanes if self.serves(lane.queue)]
         keys = {(lane.queue, lane.priority) for lane in served}
         self._forget(self._marks.keys() - keys)
         for lane in served:
-            if lane.ready:
+            if lane.ready and from_front:
                 self._marks[lane.queue, lane.priority] = (BEGINNING, ZERO)
             else:
                 self._marks.setdefault((lane.queue, lane.priority), (BEGINNING, ZERO))
@@ -67,6 +72,14 @@ class Lanes:
             mark = (claim.run_at, claim.id)
             if key not in self._marks or mark > self._marks[key]:
                 self._marks[key] = mark
+
+    def passed(self, lanes: Iterable[Watermark], claims: Iterable[Claim], at: datetime) -> None:
+        """A claim has come back short: of these lanes, those that had room left hold nothing for this worker up to `at`."""
+        taken = Counter(claim.queue for claim in claims)
+        for lane in lanes:
+            key = (lane.queue, lane.priority)
+            if taken[lane.queue] < lane.room and key in self._marks:
+                self._marks[key] = max(self._marks[key], (at, ZERO))
 
     def known(self, rooms: Mapping[str, int], most: int) -> list[Watermark]:
         """The lanes to claim from, queues taking turns at the front, high priorities first within each.

@@ -1,4 +1,5 @@
--- The lanes (queue, priority) that hold PENDING tasks, and whether the first of each is ready now.
+-- The lanes (queue, priority) that hold PENDING tasks, and whether the first of each is ready now; and when that is, by
+-- the database's clock.
 -- A loose scan: one probe of the index a lane, whatever the number of tasks.
 WITH RECURSIVE lane AS (
     (SELECT queue, priority, run_at FROM dhara.tasks WHERE status = 'PENDING'
@@ -16,5 +17,5 @@ WITH RECURSIVE lane AS (
     ) AS next
 )
 SELECT queue, priority, run_at <= statement_timestamp() AS ready,
-       EXTRACT(EPOCH FROM run_at - clock_timestamp())::float8 AS due_in
+       EXTRACT(EPOCH FROM run_at - clock_timestamp())::float8 AS due_in, statement_timestamp() AS at
 FROM lane
