@@ -65,7 +65,7 @@ bench: $(VENV)/.dev ## every row of the bars on this machine (ROWS="P1 P4" ARGS=
 	@exec $(BIN)/python -m bench $(ROWS) $(ARGS)
 
 bench-smoke: $(VENV)/.dev ## a few rows, small, in under a minute; never fails
-	@timeout 90 $(BIN)/python -m bench --smoke || echo "==> the benchmarks did not come to their end; that fails nothing"
+	@timeout 60 $(BIN)/python -m bench --smoke || echo "==> the benchmarks did not come to their end; that fails nothing"
 
 chaos: $(VENV)/.dev ## the fault matrix, a row at a time; hours (ARGS="--minutes 2" ROWS="F1 F16")
 	@for row in $(or $(ROWS),$$($(BIN)/python -m chaos list | awk '{print $$1}')); do \

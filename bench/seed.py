@@ -19,7 +19,9 @@ _ID = (
 
 _PENDING = """
 INSERT INTO {schema}.tasks (id, type, queue, payload, priority, run_at, created_at, updated_at)
-SELECT {id}, $2, $3, $4::text::json, $5, clock_timestamp() + $6 * interval '1 second' + g * interval '1 microsecond',
+SELECT {id}, CASE WHEN $7::int > 1 THEN 'bench.type' || g % $7::int ELSE $2 END,
+       CASE WHEN $8::int > 1 THEN 'bench' || g % $8::int ELSE $3 END, $4::text::json, $5,
+       clock_timestamp() + $6 * interval '1 second' + g * interval '1 microsecond',
        clock_timestamp(), clock_timestamp()
 FROM generate_series(1, $1::int) AS g
 """
@@ -59,16 +61,22 @@ async def pending(
     queue: str = "default",
     priority: int = 0,
     due_in: float = 0.0,
+    types: int = 1,
+    queues: int = 1,
 ) -> None:
-    """`count` PENDING tasks, as if enqueued by COPY in one transaction; `due_in` seconds from now."""
+    """`count` PENDING tasks, as if enqueued by COPY in one transaction; `due_in` seconds from now.
+
+    With `types` or `queues` they are spread over as many: bench.type0, ... and bench0, ...
+    """
     import msgspec
 
     ms = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint + g / 100"
     payload = msgspec.json.encode(PAYLOAD).decode()
     async with db.transaction():
         made = _PENDING.format(schema=schema, id=_ID.format(ms=ms))
-        await db.execute(made, count, type, queue, payload, priority, due_in, timeout=600)
-        await db.execute(_COUNTED.format(schema=schema), count, queue, "ENQUEUED", None, "PENDING")
+        await db.execute(made, count, type, queue, payload, priority, due_in, types, queues, timeout=600)
+        for name in [queue] if queues == 1 else [f"bench{n}" for n in range(queues)]:
+            await db.execute(_COUNTED.format(schema=schema), count // queues, name, "ENQUEUED", None, "PENDING")
 
 
 async def finished(
@@ -106,12 +114,14 @@ async def finished(
     db = await asyncpg.connect(dsn)
     if history:
         await _add_history(db, schema, count)
-    for queue in range(min(10, count)):
+    for queue in range(10):
         share = count // 10
-        for state, n in (("COMPLETED", share), ("ENQUEUED", share)):
-            moves = (None, "PENDING") if state == "ENQUEUED" else ("RUNNING", state)
-            await db.execute(_COUNTED.format(schema=schema), n, f"bench{queue}", state, *moves)
-        await db.execute(_COUNTED.format(schema=schema), share, f"bench{queue}", "CLAIMED", "PENDING", "RUNNING")
+        ends = {"DEAD": share // 100 if queue == 0 else 0, "CANCELED": share // 10 if queue == 1 else 0}
+        ends["COMPLETED"] = share - sum(ends.values())
+        moves = [("ENQUEUED", None, "PENDING", share), ("CLAIMED", "PENDING", "RUNNING", share)]
+        moves += [(event, "RUNNING", event, n) for event, n in ends.items() if n]
+        for event, source, target, n in moves:
+            await db.execute(_COUNTED.format(schema=schema), n, f"bench{queue}", event, source, target)
     await db.close()
 
 

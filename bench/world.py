@@ -104,11 +104,18 @@ class World:
 
     @contextmanager
     def worker(
-        self, schema: str = SCHEMA, *, slots: int = 100, processes: int = 1, dsn: str = "", **settings: object
+        self,
+        schema: str = SCHEMA,
+        *,
+        slots: int = 100,
+        processes: int = 1,
+        dsn: str = "",
+        module: str = "bench.handlers",
+        **settings: object,
     ) -> Iterator[int]:
         """A real `dhara worker`, with its keeper; answers its number."""
         env = procs.environ(database_url=dsn or self.dsn, schema=schema, log_level="error", **settings)
-        arguments = ["-m", "dhara", "worker", "bench.handlers", "--concurrency", str(slots)]
+        arguments = ["-m", "dhara", "worker", module, "--concurrency", str(slots)]
         with procs.running([*arguments, "--processes", str(processes)], env) as process:
             yield process.pid
 
@@ -160,7 +167,14 @@ class World:
         return Limit(**json.loads(found))
 
     async def drain(
-        self, count: int, schema: str = SCHEMA, *, slots: int = 100, processes: int = 1, curve: str = ""
+        self,
+        count: int,
+        schema: str = SCHEMA,
+        *,
+        slots: int = 100,
+        processes: int = 1,
+        module: str = "bench.handlers",
+        curve: str = "",
     ) -> float:
         """Tasks a second of a worker that drains `count` tasks that are there: from the first start to the last end.
 
@@ -169,7 +183,7 @@ class World:
         """
         began = await self.db.fetchval("SELECT clock_timestamp()")
         before = await self.completed(schema)
-        with self.worker(schema, slots=slots, processes=processes):
+        with self.worker(schema, slots=slots, processes=processes, module=module):
             await self.until_completed(before + count, schema)
             stopped = await self.db.fetchval("SELECT clock_timestamp()")
         return await self.rate(began, stopped, schema, curve)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.error import URLError
 
+import psycopg
 import pytest
 
 from tests.cli.conftest import ROOT, Dhara
@@ -304,3 +305,15 @@ def test_dev_with_embedded_postgres(dhara_alone: Dhara) -> None:
     assert dev.returncode == 0, err
     assert "as it should be" in out
     until(lambda: all(map(gone, family)), "PostgreSQL to end")
+
+
+@pytest.mark.slow  # a worker of its own, and two seconds of enqueues
+def test_bench_measures_and_leaves_nothing_behind(dhara: Dhara) -> None:
+    refused = dhara("bench", input="n\n", code=1)
+    assert "nothing was done" in refused.output
+    found = dhara.json("bench", "--yes", "--tasks", "200")
+    assert all(value > 0 for name, value in found["figures"].items() if "tasks/s" in name), found
+    assert found["server"]["synchronous_commit"] == "on"
+    query = "SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'dhara_bench%'"
+    with psycopg.connect(dhara.environ["DHARA_DATABASE_URL"]) as db:
+        assert db.execute(query).fetchone() == (0,)

@@ -416,8 +416,9 @@ class Machine(RuleBasedStateMachine):
     def prune(self, dead_too: bool, most: int) -> None:
         gone = FINAL if dead_too else FINAL - {State.DEAD}
         # Who still keeps others out, stays: its period outlives its retention.
-        due = sorted(t.id for t in self.model.values() if t.state in gone and (t.lapsed or not t.keeps_out))[:most]
-        assert self.run(self.tasks.prune(ZERO, 0, 0 if dead_too else HOUR, most)) == due
+        seen = [self.model[id] for id in sorted(self.model)[:most]]
+        due = [t.id for t in seen if t.state in gone and (t.lapsed or not t.keeps_out)]
+        assert self.run(self.tasks.prune(ZERO, 0, 0 if dead_too else HOUR, most)).gone == due
         for id in due:
             self.pruned[id] = [*self.model.pop(id).events, Event.PRUNED]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dhara.store.tasks import ZERO, Tasks
+from dhara.store.tasks import ZERO, Pruned, Tasks
 from tests import invariants
 from tests.factories import Connection, added, flows, history, make_task
 
@@ -13,7 +13,7 @@ from tests.factories import Connection, added, flows, history, make_task
 async def test_final_past_retention(tasks: Tasks, db: Connection, state: str) -> None:
     old, young = await make_task(db, state, age=100), await make_task(db, state)
     counted = await flows(db)
-    assert await tasks.prune(ZERO, 50, 50) == [old.id]
+    assert (await tasks.prune(ZERO, 50, 50)).gone == [old.id]
     assert await tasks.final([old.id, young.id]) == {young.id}
     logged = (await history(db, old.id))[-1]
     assert {key: value for key, value in logged.items() if value is not None} == {
@@ -31,22 +31,24 @@ async def test_final_past_retention(tasks: Tasks, db: Connection, state: str) ->
 
 async def test_dead_have_their_own_time(tasks: Tasks, db: Connection) -> None:
     dead, done = await make_task(db, "DEAD", age=100), await make_task(db, "COMPLETED", age=100)
-    assert await tasks.prune(ZERO, 50, 1000) == [done.id]
-    assert await tasks.prune(ZERO, 1000, 50) == [dead.id]
+    assert (await tasks.prune(ZERO, 50, 1000)).gone == [done.id]
+    assert (await tasks.prune(ZERO, 1000, 50)).gone == [dead.id]
 
 
 async def test_open_tasks_never_leave(tasks: Tasks, db: Connection) -> None:
     await make_task(db, "PENDING", age=10_000)
     await make_task(db, "RUNNING", age=10_000)
-    assert await tasks.prune(ZERO, 0, 0) == []
+    assert (await tasks.prune(ZERO, 0, 0)).gone == []
 
 
 async def test_in_steps_by_id(tasks: Tasks, db: Connection) -> None:
-    made = [(await make_task(db, "COMPLETED", age=100)).id for _ in range(5)]
-    first = await tasks.prune(ZERO, 50, 50, most=2)
-    assert first == sorted(made)[:2]
-    assert await tasks.prune(made[3], 50, 50) == [made[4]]
-    assert await tasks.prune(first[-1], 50, 50) == made[2:4]
+    """`most` bounds what is looked at, whether it may go or not, so that much that is kept costs little."""
+    made = sorted([(await make_task(db, "COMPLETED", age=100)).id for _ in range(5)])
+    kept = (await make_task(db, "PENDING")).id
+    assert await tasks.prune(ZERO, 50, 50, most=2) == Pruned(made[:2], 2, made[1])
+    assert await tasks.prune(made[3], 50, 50) == Pruned([made[4]], 2, kept)
+    assert await tasks.prune(made[1], 5_000, 50, most=2) == Pruned([], 2, made[3])
+    assert await tasks.prune(kept, 0, 0) == Pruned([], 0, None)
 
 
 async def test_history_goes_after_its_task(tasks: Tasks, db: Connection) -> None:
@@ -54,7 +56,8 @@ async def test_history_goes_after_its_task(tasks: Tasks, db: Connection) -> None
     await db.execute("DELETE FROM dhara.tasks WHERE id = $1", gone.id)
     fresh = await make_task(db, "COMPLETED")
     await db.execute("DELETE FROM dhara.tasks WHERE id = $1", fresh.id)
-    assert await tasks.prune_history(50) == 1
+    n, looked, last = await tasks.prune_history(ZERO, 0, 50)
+    assert (n, looked, last and last[0]) == (1, 3, fresh.id)
     assert await history(db, gone.id) == []
     assert len(await history(db, kept.id)) == 1
     assert len(await history(db, fresh.id)) == 1
@@ -63,4 +66,11 @@ async def test_history_goes_after_its_task(tasks: Tasks, db: Connection) -> None
 async def test_history_in_steps(tasks: Tasks, db: Connection) -> None:
     task = await make_task(db, "DEAD", failures=4, age=100)
     await db.execute("DELETE FROM dhara.tasks WHERE id = $1", task.id)
-    assert [await tasks.prune_history(50, most=2) for _ in range(4)] == [2, 2, 1, 0]
+    after, counts = (ZERO, 0), []
+    while True:
+        n, looked, last = await tasks.prune_history(*after, 50, most=2)
+        counts.append((n, looked))
+        if last is None:
+            break
+        after = last
+    assert counts == [(2, 2), (2, 2), (1, 1), (0, 0)]

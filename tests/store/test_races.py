@@ -257,8 +257,8 @@ async def test_prune_against_revive(db: Connection, rival: Connection) -> None:
     task = await make_task(db, "DEAD", age=100)
     async with db.transaction():
         await Tasks(db).revive(task.id)
-        assert await Tasks(rival).prune(ZERO, 0, 0) == []
-    assert await Tasks(rival).prune(ZERO, 0, 0) == []
+        assert (await Tasks(rival).prune(ZERO, 0, 0)).gone == []
+    assert (await Tasks(rival).prune(ZERO, 0, 0)).gone == []
     assert (await Tasks(db).get(task.id)).status is State.PENDING
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
+from dhara.domain.ids import IdSource
 from dhara.domain.lifecycle import State
 from dhara.domain.task import Task
 from dhara.store import search as search_module
@@ -33,9 +35,27 @@ async def a_few(db: Connection) -> dict[str, Task]:
     }
 
 
-async def test_every_filter(search: Search, db: Connection) -> None:
+async def followed(search: Search, wanted: Filter) -> list[UUID]:
+    """The ids of all pages, in their order."""
+    ids: list[UUID] = []
+    after: UUID | None = None
+    while True:
+        page = await search.page(wanted, limit=2, after=after)
+        ids += [task.id for task in page.tasks]
+        if page.next is None:
+            return ids
+        after = page.next
+
+
+@pytest.mark.parametrize("walk", [search_module.WALK, 2])
+async def test_every_filter(search: Search, db: Connection, monkeypatch: pytest.MonkeyPatch, walk: int) -> None:
+    """Also where one walk looks at two tasks only: then its pages are short, and following them finds all."""
     made = await a_few(db)
     names = {task.id: name for name, task in made.items()}
+    bounded = walk == 2
+    if bounded:
+        for name, value in (("WALK", walk), ("WALK_TEXT", walk), ("FEW", 1)):
+            monkeypatch.setattr(search_module, name, value)
     hour_ago = await db.fetchval("SELECT clock_timestamp() - interval '1 hour'")
     cases: list[tuple[dict[str, Any], set[str]]] = [
         ({}, set(made)),
@@ -63,6 +83,13 @@ async def test_every_filter(search: Search, db: Connection) -> None:
         ({"type": "'; DROP TABLE dhara.tasks; --"}, set()),
     ]
     for filters, expected in cases:
+        if bounded:
+            if {"created_after", "created_before"} & set(filters):
+                continue  # these tasks' ids do not bear the times that they are moved to
+            assert [names[id] for id in await followed(search, Filter(**filters))] == [
+                n for n in reversed(made) if n in expected
+            ]
+            continue
         page = await search.page(Filter(**filters), limit=50)
         assert {names[task.id] for task in page.tasks} == expected, filters
         assert (page.total, page.total_is_estimate, page.next) == (len(expected), False, None), filters
@@ -90,7 +117,40 @@ async def test_exactly_a_page_has_no_next(search: Search, db: Connection) -> Non
 
 async def test_total_is_capped(search: Search, db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search_module, "COUNT_CAP", 3)
-    for expected in ((1, False), (2, False), (3, False), (3, True), (3, True)):
+    for expected in ((1, False), (2, False), (3, False), (4, True), (5, True)):
         await make_task(db)
         page = await search.page(Filter(), limit=1)
         assert (page.total, page.total_is_estimate) == expected
+
+
+async def test_a_walk_goes_straight_to_the_time_that_is_asked_for(
+    search: Search, db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_module, "WALK", 3)
+    now_ms = time.time_ns() // 1_000_000
+    hours = [IdSource(lambda n=n: now_ms - n * 3_600_000).new() for n in range(8)]  # type: ignore[misc]
+    for n, id in enumerate(hours):
+        await make_task(db, "COMPLETED", id=id, age=n * 3_600)
+    moment = await db.fetchval("SELECT clock_timestamp() - interval '4.5 hours'")
+    page = await search.page(Filter(created_before=moment), limit=2)
+    assert [task.id for task in page.tasks] == hours[5:7], "in one walk of three"
+    window = Filter(
+        created_before=moment, created_after=await db.fetchval("SELECT clock_timestamp() - interval '5.5 hours'")
+    )
+    page = await search.page(window, limit=2)
+    assert ([task.id for task in page.tasks], page.total, page.total_is_estimate, page.next) == (
+        [hours[5]],
+        1,
+        False,
+        None,
+    )
+
+
+async def test_what_is_estimated_says_so(search: Search, db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(8):
+        await make_task(db, "COMPLETED", queue="mail", type="even" if n % 2 == 0 else "odd")
+    assert (await search.count(Filter(type="even"))) == (4, False)
+    monkeypatch.setattr(search_module, "WALK", 4)
+    assert (await search.count(Filter(type="even"))) == (4, True), "half of the four newest of eight"
+    assert (await search.count(Filter(status=(State.COMPLETED,), queue="mail"))) == (8, True), "by the flows"
+    assert (await search.count(Filter(queue="nowhere"))) == (0, True)

@@ -27,7 +27,7 @@ from dhara.telemetry.metrics import (
 
 KEEP = 1.0
 PATIENCE = 3.0
-READY_CAP = 100_000
+READY_CAP = 10_000
 MOST_HISTOGRAMS = 20_000
 RATE_WINDOW = 60.0
 

@@ -158,7 +158,10 @@ class BatchedOut(TaskOut, kw_only=True, omit_defaults=True, frozen=True):
 
 
 class TaskList(Struct, kw_only=True, omit_defaults=True):
-    """A page of tasks, newest first. `total` is exact unless `total_is_estimate`: then at least that many match."""
+    """A page of tasks, newest first. `total` is exact unless `total_is_estimate`: then about that many match.
+
+    A page of rare matches among very many tasks may be short, even empty, and yet have a `next_cursor`.
+    """
 
     tasks: list[TaskRow]
     limit: int

@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "workers": ("dhara.cli.queues:workers", "List live and lately lost workers."),
     "actions": ("dhara.cli.actions:actions", "Who did what: the audit log."),
     "audit": ("dhara.cli.audit:audit", "Check the invariants over all tasks and their whole history."),
+    "bench": ("dhara.cli.bench:bench", "Measure dhara on this database, in a schema of its own."),
 }
 
 _HELP = """A distributed task queue on PostgreSQL.

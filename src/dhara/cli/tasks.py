@@ -212,7 +212,7 @@ def list_tasks(console: Console, /, limit: int, offset: int, **wanted: Any) -> N
         )
     )
     if console.fancy:
-        total = f"{'more than ' if page.total_is_estimate else ''}{page.total:,}"
+        total = f"{'about ' if page.total_is_estimate else ''}{page.total:,}"
         more = f"; go on with --after {page.next}" if page.next else ""
         console.print(click.style(f"{len(shown)} of {total}{more}", dim=True))
 

@@ -250,7 +250,10 @@ class HttpBackend:
         answer = await self._ask("GET", "tasks", params=params)
         found = _decode(answer.content, dict[str, Any])
         tasks = [_task(msgspec.json.encode(row), whole=False) for row in found["tasks"]]
-        following = tasks[-1].id if found.get("next_cursor") else None
+        following = None
+        if found.get("next_cursor"):
+            # A page without any match continues itself.
+            following = tasks[-1].id if tasks else after or UUID(int=2**128 - 1)
         if following is not None:
             while len(self._cursors) >= 1_000:
                 del self._cursors[next(iter(self._cursors))]

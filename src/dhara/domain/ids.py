@@ -86,3 +86,8 @@ def random_uuids(n: int) -> bytes:
     drawn[6::16] = drawn[6::16].translate(_VERSION)
     drawn[8::16] = drawn[8::16].translate(_VARIANT)
     return bytes(drawn)
+
+
+def least_id(moment: float) -> UUID:
+    """The least id of a moment, seconds since 1970: between those made before it and those made after."""
+    return UUID(int=max(0, int(moment * 1000)) << 80)

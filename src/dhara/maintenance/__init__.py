@@ -71,10 +71,11 @@ class Maintenance:
         await self._expire()
         await self._stats.fold_counters()
         if (now := time.monotonic()) >= self._next_prune:
-            self._next_prune = now + _PRUNE_EVERY
             await self._pruner.prune()
             await self._workers.prune(_FORGET_WORKERS_AFTER)
             await self._schedules.prune(self._settings.history_retention)
+            # With more to do, some of it every round.
+            self._next_prune = now if self._pruner.behind else now + _PRUNE_EVERY
 
     async def chores(self) -> None:
         """What is due between two rounds, if this process leads."""

@@ -12,10 +12,11 @@ from dhara.store.pool import Executor
 from dhara.store.sql import load
 
 READY_CAP = 10_000
+READY_CAP_ALL = 20_000
 
 
 class Queue(Struct, frozen=True, kw_only=True):
-    """A queue's figures. `depth` is all PENDING; `ready` is counted up to 10,000 and then `ready_capped`.
+    """A queue's figures. `depth` is all PENDING; `ready` is counted up to a cap and then `ready_capped`.
 
     `enqueued` and `completed` are totals since the beginning; ages are seconds.
     """
@@ -55,11 +56,11 @@ class Queues:
 
     async def list(self) -> list[Queue]:
         """Every queue that has ever held a task or a setting, by name."""
-        return [_queue(row) for row in await self.db.fetch(self._sql("list"), None, READY_CAP)]
+        return [_queue(row) for row in await self.db.fetch(self._sql("list"), None, READY_CAP, READY_CAP_ALL)]
 
     async def get(self, name: str) -> Queue:
         """One queue. Raises `NotFound`."""
-        rows = await self.db.fetch(self._sql("list"), name, READY_CAP)
+        rows = await self.db.fetch(self._sql("list"), name, READY_CAP, READY_CAP_ALL)
         if not rows:
             raise NotFound(f"there is no queue {name!r}")
         return _queue(rows[0])
@@ -87,9 +88,13 @@ class Queues:
         """How full the limited queues are; `all`: every queue is limited."""
         return [Load(row[0], row[1] or 0, row[2]) for row in await self.db.fetch(self._sql("loads"), all)]
 
+    async def least_retention(self) -> float | None:
+        """The shortest retention that a queue has of its own, in seconds."""
+        seconds: float | None = await self.db.fetchval(self._sql("least_retention"))
+        return seconds
+
 
 def _queue(row: object) -> Queue:
     values = dict(row)  # type: ignore[call-overload]
-    values["ready_capped"] = values["ready"] >= READY_CAP
     values["delayed"] = max(0, values["depth"] - values["ready"])
     return Queue(**values)

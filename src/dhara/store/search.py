@@ -1,24 +1,42 @@
 """The one composed query: filters and keyset pages over `tasks`, newest first.
 
-Only fixed fragments are composed; every value is a parameter.
+Only fixed fragments are composed; every value is a parameter. What a page costs does not depend on the number of tasks:
+
+    few       matches are PENDING, RUNNING or DEAD, and the partial index of those states holds few: those are read, all of them
+    walk      else the newest WALK tasks below the cursor are looked at, no more; a page that comes back short goes on where
+              the walk ended, by its `next`
+    jump      with `created_before` the walk begins, and with `created_after` it ends, by the times that ids bear
+
+No index serves type, queue or tags of final tasks: each would have to be kept with every claim and settlement.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from msgspec import Struct
 
+from dhara.domain.ids import least_id
 from dhara.domain.lifecycle import State
 from dhara.domain.task import Task
 from dhara.store.pool import Executor
-from dhara.store.sql import qualify
+from dhara.store.sql import load, qualify
 from dhara.store.tasks import tasks_of
 
 COUNT_CAP = 10_000
+FEW = 10_000
+WALK = 25_000
+# Looking for a text costs several times as much a task.
+WALK_TEXT = 10_000
+# How far the clock of an enqueuer, which the id tells, may differ from the database's.
+SLACK = timedelta(minutes=5)
+_INDEXED = (State.PENDING, State.RUNNING, State.DEAD)
+_LAST = UUID(int=2**128 - 1)
+_ID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
 
 
 class Filter(Struct, frozen=True, kw_only=True):
@@ -43,7 +61,10 @@ class Filter(Struct, frozen=True, kw_only=True):
 
 
 class Page(Struct, frozen=True):
-    """One page; `total` is exact unless `total_is_estimate` (then: at least that many). `next` continues after the last id."""
+    """One page. `total` is exact unless `total_is_estimate` (then: about that many). `next` continues it; None: that is all.
+
+    A page of rare matches among many tasks may be short, even empty, and yet have a `next`.
+    """
 
     tasks: list[Task]
     total: int
@@ -58,18 +79,20 @@ class _Where:
 
     def add(self, fragment: str, *values: Any) -> None:
         """`fragment` with `{}` for each value's parameter."""
-        marks = []
-        for value in values:
-            self.args.append(value)
-            marks.append(f"${len(self.args)}")
-        self.parts.append(fragment.format(*marks))
+        self.parts.append(fragment.format(*map(self.value, values)))
+
+    def value(self, value: Any) -> str:
+        """The parameter that stands for `value`."""
+        self.args.append(value)
+        return f"${len(self.args)}"
 
     def text(self) -> str:
         return " AND ".join(self.parts) or "true"
 
 
-def _where(f: Filter) -> _Where:
-    where = _Where()
+def _where(f: Filter, where: _Where | None = None) -> _Where:
+    """The conditions of a filter, added to those of `where`."""
+    where = where or _Where()
     if f.status:
         if len(f.status) == 1:
             # A plain comparison with a literal of ours lets the planner use the partial indexes.
@@ -120,23 +143,24 @@ class Search:
         self.schema = schema
 
     async def page(self, wanted: Filter, *, limit: int = 20, offset: int = 0, after: UUID | None = None) -> Page:
-        """A page of at most `limit` tasks, newest first (UUIDv7 ids grow with time); `after` continues a page by its last id."""
-        total, capped = await self.count(wanted)
-        where = _where(wanted)
-        if after is not None:
-            where.add("id < {}", after)
-        where.args += [limit + 1, offset]
-        n = len(where.args)
-        query = f"SELECT * FROM dhara.tasks WHERE {where.text()} ORDER BY id DESC LIMIT ${n - 1} OFFSET ${n}"
-        rows = tasks_of(await self.db.fetch(qualify(query, self.schema), *where.args))
-        return Page(rows[:limit], total, capped, rows[limit - 1].id if len(rows) > limit else None)
+        """A page of at most `limit` tasks, newest first (UUIDv7 ids grow with time); `after` continues a page by its `next`."""
+        if (found := await self._by_id(wanted)) is not None:
+            shown = [found] if (after is None or found.id < after) and not offset else []
+            return Page(shown[:limit], 1, False, None)
+        few = await self._are_few(wanted)
+        top = await self._top(wanted)
+        total, estimated = await self._count(wanted, few, top)
+        start = top if after is None else min(top, after)
+        rows = await self._below(wanted, few, start, limit + 1, offset)
+        if len(rows) > limit:
+            end: UUID | None = rows[limit - 1].id
+        else:
+            end = None if few or wanted == Filter() else await self._end(wanted, start)
+        return Page(rows[:limit], max(total, len(rows[:limit])), estimated, end)
 
     async def count(self, wanted: Filter) -> tuple[int, bool]:
-        """How many match, counted up to a cap; True if the cap was reached."""
-        where = _where(wanted)
-        query = f"SELECT count(*) FROM (SELECT FROM dhara.tasks WHERE {where.text()} LIMIT {COUNT_CAP + 1}) AS t"
-        n: int = await self.db.fetchval(qualify(query, self.schema), *where.args)
-        return min(n, COUNT_CAP), n > COUNT_CAP
+        """How many match; True if that is an estimate."""
+        return await self._count(wanted, await self._are_few(wanted), await self._top(wanted))
 
     async def walk(self, wanted: Filter, after: UUID, most: int) -> Sequence[UUID]:
         """The ids of at most `most` matching tasks above `after`, in their order: the next batch of a walk over all."""
@@ -151,4 +175,125 @@ class Search:
     async def _ids(self, where: _Where, order: str, most: int) -> Sequence[UUID]:
         where.args.append(most)
         query = f"SELECT id FROM dhara.tasks WHERE {where.text()} {order} LIMIT ${len(where.args)}"
-        return [row[0] for row in await self.db.fetch(qualify(query, self.schema), *where.args)]
+        return [row[0] for row in await self._fetch(query, where)]
+
+    # the parts of a page
+
+    async def _by_id(self, wanted: Filter) -> Task | None:
+        """The one task whose id is looked for."""
+        if wanted.q is None or not _ID.fullmatch(wanted.q.lower()):
+            return None
+        where = _where(wanted)
+        where.add("id = {}", UUID(wanted.q))
+        rows = await self._fetch(f"SELECT * FROM dhara.tasks WHERE {where.text()}", where)
+        return tasks_of(rows)[0] if rows else None
+
+    async def _are_few(self, wanted: Filter) -> bool:
+        """Whether the states that can match are indexed, and hold few tasks altogether."""
+        if wanted.ids:
+            return True
+        states = _states(wanted)
+        if not states or not set(states) <= set(_INDEXED):
+            return False
+        where = _Where()
+        query = f"SELECT count(*) FROM (SELECT FROM ({_held(wanted, where)}) AS held LIMIT {FEW + 1}) AS t"
+        found = await self._fetch(query, where)
+        return bool(found[0][0] <= FEW)
+
+    async def _top(self, wanted: Filter) -> UUID:
+        """Below which id matches are: with `created_before`, where there are too many to look at all, by the times in ids."""
+        if wanted.created_before is None or await self._end(wanted, _LAST) is None:
+            return _LAST
+        return _id_at(wanted.created_before + SLACK)
+
+    async def _below(self, wanted: Filter, few: bool, start: UUID, most: int, offset: int) -> list[Task]:
+        """Matches below the id `start`: among the few, or among those that one walk looks at."""
+        where = _Where()
+        source = _held(wanted, where) if few else _walk(wanted, where, start)
+        _where(wanted, where)
+        where.add("id < {}", start)
+        where.args += [most, offset]
+        n = len(where.args)
+        # Materialized, so that no other index than the one that holds the few is thought of.
+        query = f"""WITH seen AS {"MATERIALIZED" if few else "NOT MATERIALIZED"} ({source})
+            SELECT * FROM seen WHERE {where.text()} ORDER BY id DESC LIMIT ${n - 1} OFFSET ${n}"""
+        return tasks_of(await self._fetch(query, where))
+
+    async def _end(self, wanted: Filter, start: UUID) -> UUID | None:
+        """The last id that a walk from `start` looks at; None if there can be no match beyond it."""
+        where = _Where()
+        source = _walk(wanted, where, start, "id")
+        rows = await self._fetch(f"SELECT id FROM ({source}) AS seen OFFSET {_length(wanted) - 1}", where)
+        if not rows or (wanted.created_after is not None and rows[0][0] < _id_at(wanted.created_after - SLACK)):
+            return None
+        end: UUID = rows[0][0]
+        return end
+
+    async def _count(self, wanted: Filter, few: bool, top: UUID) -> tuple[int, bool]:
+        """Exact up to the cap, and beyond where one walk comes to the end; else an estimate."""
+        by_flows = wanted == Filter(status=wanted.status, queue=wanted.queue)
+        where = _Where()
+        if few:
+            source = _held(wanted, where)
+        elif wanted == Filter():
+            source = "SELECT id FROM dhara.tasks"
+        else:
+            source = _walk(wanted, where, top)
+        matching = f"SELECT FROM ({source}) AS seen WHERE {_where(wanted, where).text()}"
+        if few or by_flows:
+            matching += f" LIMIT {COUNT_CAP + 1}"
+        matched: int = (await self._fetch(f"SELECT count(*) FROM ({matching}) AS t", where))[0][0]
+        if few or wanted == Filter() or await self._end(wanted, top) is None:
+            exact = matched <= COUNT_CAP or not by_flows
+        else:
+            exact = False
+        if exact:
+            return matched, False
+        if by_flows:
+            return max(min(matched, COUNT_CAP), await self._total(wanted)), True
+        # As many as if all were like those that the walk has looked at.
+        return max(matched, round(matched / _length(wanted) * await self._total(Filter()))), True
+
+    async def _total(self, wanted: Filter) -> int:
+        """Tasks of the filter's states and queue by the flows, whatever else it says."""
+        states = [state.value for state in wanted.status] or None
+        total: int = await self.db.fetchval(load("stats/total", self.schema), states, wanted.queue)
+        return max(0, total)
+
+    async def _fetch(self, query: str, where: _Where) -> list[Any]:
+        return await self.db.fetch(qualify(query, self.schema), *where.args)
+
+
+def _states(f: Filter) -> tuple[State, ...]:
+    """The states that a match can be in; empty: any."""
+    if f.retrying or f.due is not None:
+        return (State.PENDING,)
+    if f.worker is not None:
+        return (State.RUNNING,)
+    return f.status
+
+
+def _held(f: Filter, where: _Where) -> str:
+    """All tasks in the states of the filter, each state by its own partial index; or those of its ids."""
+    if f.ids:
+        return f"SELECT * FROM dhara.tasks WHERE id = ANY ({where.value(f.ids)}::uuid[])"
+    more = f" AND queue = {where.value(f.queue)}" if f.queue is not None else ""
+    more += f" AND fingerprint = {where.value(f.fingerprint)}" if f.fingerprint is not None else ""
+    return " UNION ALL ".join(
+        f"SELECT * FROM dhara.tasks WHERE status = '{State(state).value}'{more}" for state in _states(f)
+    )
+
+
+def _walk(f: Filter, where: _Where, start: UUID, columns: str = "*") -> str:
+    """The newest tasks below `start`, as many as one walk looks at; all of them where there is nothing to filter."""
+    dead = " AND status = 'DEAD'" if _states(f) == (State.DEAD,) else ""
+    most = "" if f == Filter() else f" LIMIT {_length(f)}"
+    return f"SELECT {columns} FROM dhara.tasks WHERE id < {where.value(start)}{dead} ORDER BY id DESC{most}"
+
+
+def _length(f: Filter) -> int:
+    return WALK if f.q is None else WALK_TEXT
+
+
+def _id_at(moment: datetime) -> UUID:
+    return least_id(moment.timestamp())

@@ -73,6 +73,11 @@ class Stats:
         """All flows between states since the beginning."""
         return [Flow(*row) for row in await self.db.fetch(self._sql("flows"))]
 
+    async def span(self) -> float:
+        """Seconds from the first claim to the last change that history knows; reads all of it."""
+        seconds: float | None = await self.db.fetchval(self._sql("span"))
+        return seconds or 0.0
+
     async def fold_counters(self) -> None:
         """Fold the rows that the flows are summed from."""
         await self.db.execute(self._sql("fold_counters"))

@@ -20,7 +20,7 @@ from dhara.domain.settle import Settlement
 from dhara.domain.task import Attempt, Claim, Enqueued, LogEntry, NewTask, Task
 from dhara.errors import IdempotencyConflict, NotFound, Unavailable, WrongState
 from dhara.store import copying
-from dhara.store.pool import Executor, Pool, affected, spread
+from dhara.store.pool import Executor, Pool, spread
 from dhara.store.sql import load
 
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
@@ -28,12 +28,16 @@ ZERO = UUID(int=0)
 
 
 class Lane(Struct, frozen=True):
-    """One queue at one priority. `ready`: its first task is due; `due_in`: seconds until it is (negative: since)."""
+    """One queue at one priority. `ready`: its first task is due; `due_in`: seconds until it is (negative: since).
+
+    `at`: the moment of the look, by the database's clock.
+    """
 
     queue: str
     priority: int
     ready: bool
     due_in: float
+    at: datetime = BEGINNING
 
 
 class Watermark(Struct, frozen=True):
@@ -61,6 +65,14 @@ class Reaped(Struct, frozen=True):
     id: UUID
     queue: str
     event: str
+
+
+class Pruned(Struct, frozen=True):
+    """What one step of retention deleted, how many tasks it looked at, and the last of these."""
+
+    gone: list[UUID]
+    looked: int
+    last: UUID | None
 
 
 class Canceling(Struct, frozen=True):
@@ -295,13 +307,22 @@ class Tasks:
         """PENDING tasks past `expires_at` become DEAD; answers how many, at most `most`."""
         return len(await self.db.fetch(self._sql("expire"), most))
 
-    async def prune(self, after: UUID, keep: float, keep_dead: float, most: int = 1_000) -> list[UUID]:
-        """Delete final tasks older than `keep` (DEAD: `keep_dead`) seconds, with ids above `after`; answers their ids."""
-        return [row[0] for row in await self.db.fetch(self._sql("prune"), after, keep, keep_dead, most)]
+    async def prune(self, after: UUID, keep: float, keep_dead: float, most: int = 1_000) -> Pruned:
+        """Look at `most` tasks with ids above `after`; delete final ones older than `keep` (DEAD: `keep_dead`) seconds."""
+        row = await self.db.fetchrow(self._sql("prune"), after, keep, keep_dead, most)
+        assert row is not None
+        return Pruned(*row)
 
-    async def prune_history(self, keep: float, most: int = 5_000) -> int:
-        """Delete history older than `keep` seconds whose task is gone; answers how many rows."""
-        return affected(await self.db.execute(self._sql("prune_history"), keep, most))
+    async def prune_history(
+        self, task: UUID, seq: int, keep: float, most: int = 5_000
+    ) -> tuple[int, int, tuple[UUID, int] | None]:
+        """Look at `most` rows of history above (`task`, `seq`); delete those older than `keep` seconds whose task is gone.
+
+        Answers how many went, how many were looked at, and the last of these.
+        """
+        row = await self.db.fetchrow(self._sql("prune_history"), task, seq, keep, most)
+        assert row is not None
+        return row[0], row[1], (row[2], row[3]) if row[2] is not None else None
 
     # read
 

@@ -1,6 +1,6 @@
 -- Every queue that has ever held a task or a setting, with its figures. Counts by state come from the flows in
--- `counters`, so the cost grows with the number of queues, not of tasks; ready ones are counted up to $2 in each lane.
--- $1 text name, or NULL for all · $2 integer cap
+-- `counters`, so the cost grows with the number of queues, not of tasks; ready ones are counted up to $2 in each lane, about $3 in all.
+-- $1 text name, or NULL for all · $2 bigint cap of a lane · $3 bigint cap of all lanes
 WITH RECURSIVE lane AS (
     (SELECT queue, priority FROM dhara.tasks WHERE status = 'PENDING' ORDER BY queue, priority DESC, run_at, id LIMIT 1)
     UNION ALL
@@ -14,13 +14,18 @@ WITH RECURSIVE lane AS (
          ORDER BY queue, priority DESC, run_at, id LIMIT 1)
         LIMIT 1
     ) AS next
+), share AS MATERIALIZED (
+    -- With very many lanes, fewer of each, so that the whole stays bounded.
+    SELECT LEAST($2::bigint, GREATEST($3::bigint / GREATEST(count(*), 1), 10)) AS most
+    FROM lane WHERE $1::text IS NULL OR queue = $1
 ), waiting AS (
-    SELECT lane.queue, sum(t.ready)::bigint AS ready, EXTRACT(EPOCH FROM clock_timestamp() - min(t.oldest))::float8 AS oldest_ready_age
-    FROM lane CROSS JOIN LATERAL (
+    SELECT lane.queue, sum(t.ready)::bigint AS ready, bool_or(t.ready >= share.most) AS ready_capped,
+           EXTRACT(EPOCH FROM clock_timestamp() - min(t.oldest))::float8 AS oldest_ready_age
+    FROM lane CROSS JOIN share CROSS JOIN LATERAL (
         SELECT count(*) AS ready, min(run_at) AS oldest FROM (
             SELECT run_at FROM dhara.tasks
             WHERE status = 'PENDING' AND queue = lane.queue AND priority = lane.priority
-              AND run_at <= statement_timestamp() ORDER BY run_at, id LIMIT $2) AS first
+              AND run_at <= statement_timestamp() ORDER BY run_at, id LIMIT share.most) AS first
     ) AS t
     WHERE $1::text IS NULL OR lane.queue = $1
     GROUP BY lane.queue
@@ -38,7 +43,7 @@ WITH RECURSIVE lane AS (
 SELECT COALESCE(c.queue, q.name) AS name, q.paused_at, q.paused_by, q.retention,
        COALESCE(c.pending, 0)::bigint AS depth, COALESCE(c.running, 0)::bigint AS running, COALESCE(c.dead, 0)::bigint AS dead,
        COALESCE(c.enqueued, 0)::bigint AS enqueued, COALESCE(c.completed, 0)::bigint AS completed,
-       COALESCE(r.ready, 0) AS ready, r.oldest_ready_age
+       COALESCE(r.ready, 0) AS ready, COALESCE(r.ready_capped, false) AS ready_capped, r.oldest_ready_age
 FROM counts AS c FULL JOIN (SELECT * FROM dhara.queues WHERE $1::text IS NULL OR name = $1) AS q ON q.name = c.queue
 LEFT JOIN waiting AS r ON r.queue = COALESCE(c.queue, q.name)
 ORDER BY 1

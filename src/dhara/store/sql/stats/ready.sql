@@ -1,4 +1,4 @@
--- PENDING tasks that are ready and delayed, counted up to $1 in each lane: lane by lane, so that neither count wades
+-- PENDING tasks that are ready and delayed, each counted up to $1 in all: lane by lane, so that neither count wades
 -- through the other's tasks.
 -- $1 integer cap
 WITH RECURSIVE lane AS (
@@ -15,13 +15,13 @@ WITH RECURSIVE lane AS (
         LIMIT 1
     ) AS next
 )
-SELECT COALESCE(sum(ready), 0)::bigint AS ready, COALESCE(sum(delayed), 0)::bigint AS delayed
-FROM lane CROSS JOIN LATERAL (
-    SELECT count(*) AS ready FROM (
-        SELECT FROM dhara.tasks WHERE status = 'PENDING' AND queue = lane.queue AND priority = lane.priority
-                                  AND run_at <= statement_timestamp() LIMIT $1) AS t
-) AS r CROSS JOIN LATERAL (
-    SELECT count(*) AS delayed FROM (
-        SELECT FROM dhara.tasks WHERE status = 'PENDING' AND queue = lane.queue AND priority = lane.priority
-                                  AND run_at > statement_timestamp() LIMIT $1) AS t
-) AS d
+SELECT (SELECT count(*) FROM (
+            SELECT FROM lane CROSS JOIN LATERAL (
+                SELECT FROM dhara.tasks WHERE status = 'PENDING' AND queue = lane.queue AND priority = lane.priority
+                                          AND run_at <= statement_timestamp() LIMIT $1) AS t
+            LIMIT $1) AS first) AS ready,
+       (SELECT count(*) FROM (
+            SELECT FROM lane CROSS JOIN LATERAL (
+                SELECT FROM dhara.tasks WHERE status = 'PENDING' AND queue = lane.queue AND priority = lane.priority
+                                          AND run_at > statement_timestamp() LIMIT $1) AS t
+            LIMIT $1) AS first) AS delayed
