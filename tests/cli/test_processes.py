@@ -47,7 +47,7 @@ def only_here() -> int:
 """
 
 
-def until(predicate: Callable[[], T], what: str, timeout: float = 30) -> T:
+def until(predicate: Callable[[], T], what: str, timeout: float = 60) -> T:
     """The first true answer of `predicate`."""
     deadline = time.monotonic() + timeout
     while True:

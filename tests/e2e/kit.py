@@ -45,8 +45,8 @@ PROFILE = {
 
 
 # A shorter lease, for tests that must outlast it.
-SHORT = {"heartbeat_interval": "700ms", "stale_after": "2500ms", "confirm_after": "1s"}
-SHORT_LEASE = 2.5
+SHORT = {"heartbeat_interval": "700ms", "stale_after": "4s", "confirm_after": "2s"}
+SHORT_LEASE = 4.0
 
 
 class WorkerProcess:

@@ -184,7 +184,7 @@ async def test_expired_ones_are_buried_by_maintenance(dsn: str, pool: Pool) -> N
     await desk.enqueue("unknown.type", n=3)
     await pool.execute("UPDATE dhara.tasks SET expires_at = clock_timestamp() + interval '1 second'")
     with engine(dsn):
-        await desk.until("status = 'DEAD' AND reason = 'expired' AND attempts = 0", 6, 30)
+        await desk.until("status = 'DEAD' AND reason = 'expired' AND attempts = 0", 6, 60)
 
 
 LIFE = """

@@ -16,6 +16,7 @@ from uuid import UUID
 
 import asyncpg
 import hypothesis
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -474,6 +475,8 @@ class Machine(RuleBasedStateMachine):
         assert counted == {state: sum(t.state is state for t in self.model.values()) for state in State}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_store_and_model_agree(dsn: str) -> None:
     thorough = hypothesis.settings.get_current_profile_name() == "thorough"
     with asyncio.Runner() as runner:
