@@ -30,7 +30,7 @@ async def send_email(to: str, subject: str, ctx: Context) -> dict[str, str]:
     return {"message_id": f"<{ctx.idempotency_key}@shop.example>", "subject": subject}
 
 
-@tasks.task("payment.capture", queue="payments", retry=RetryPolicy(max_retries=2, base=1))
+@tasks.task("payment.capture", queue="payments", retry=RetryPolicy(max_retries=2, base=0.5))
 async def capture_payment(order: int, cents: int, ctx: Context) -> dict[str, Any]:
     """Some cards are declined, whatever one tries."""
     ctx.log.info("asking the bank for %.2f EUR", cents / 100)
@@ -39,7 +39,7 @@ async def capture_payment(order: int, cents: int, ctx: Context) -> dict[str, Any
 
 
 async def _charge(order: int, cents: int) -> dict[str, Any]:
-    if order % 17 == 0:
+    if order % 13 == 0:
         raise CardDeclined(f"order {order}: insufficient funds")
     return {"order": order, "cents": cents, "receipt": f"R-{order:06d}"}
 

@@ -52,6 +52,11 @@ PAGES = {
     "no-match": "/tasks?q=nothing-like-this",
     "queues": "/queues",
     "workers": "/workers",
+    "failures": "/failures",
+    "dead-letters": "/dead-letters",
+    "schedules": "/schedules",
+    "schedule": "/schedules/nightly-report",
+    "audit": "/audit",
     "task-dead": "{dead}",
     "task-running": "{running}",
     "task-done": "{done}",
@@ -69,24 +74,48 @@ SHOWN = {
 async def enqueue(dsn: str) -> None:
     """A morning's work."""
     rng = random.Random(7)
-    orders = [rng.randrange(10_000, 99_999) for _ in range(700)]
+    calls = [
+        *(
+            shop.capture_payment.s(order=rng.randrange(10_000, 99_999), cents=rng.randrange(500, 20_000))
+            for _ in range(600)
+        ),
+        *(shop.send_email.s(to=f"customer{n}@example.org", subject="Your order") for n in range(900)),
+        *(shop.send_email.s(to="not an address", subject="Your order") for _ in range(4)),
+        *(shop.sync_stock.s(warehouse=f"w{n % 5}") for n in range(160)),
+        *(shop.resize_image.s(name=f"product-{n}.jpg", width=480) for n in range(120)),
+    ]
+    rng.shuffle(calls)
     async with AsyncClient(dsn) as dhara:
-        await dhara.enqueue_many(
-            [
-                *(shop.capture_payment.s(order=order, cents=rng.randrange(500, 20_000)) for order in orders),
-                *(shop.send_email.s(to=f"customer{n}@example.org", subject="Your order") for n in range(900)),
-                *(shop.send_email.s(to="not an address", subject="Your order") for _ in range(4)),
-                *(shop.sync_stock.s(warehouse=f"w{n % 5}") for n in range(160)),
-                *(shop.resize_image.s(name=f"product-{n}.jpg", width=480) for n in range(120)),
-            ]
-        )
-        for month, seconds in (("2026-09", 240.0), ("2026-10", 300.0), ("2026-11", 20.0)):
-            await dhara.enqueue(shop.build_report.s(month=month, seconds=seconds), tags=["finance", "monthly"])
-        await dhara.enqueue("invoice.archive", {"year": 2025}, queue="reports")
-        for n in range(40):
-            await dhara.enqueue("campaign.push", {"n": n}, queue="marketing", delay=rng.randrange(600, 90_000))
         for n in range(60):
             await dhara.enqueue("newsletter.send", {"issue": n}, queue="newsletter")
+        for n in range(40):
+            await dhara.enqueue("campaign.push", {"n": n}, queue="marketing", delay=rng.randrange(600, 90_000))
+        await dhara.enqueue("invoice.archive", {"year": 2025}, queue="reports")
+        for month, seconds in (("2026-09", 240.0), ("2026-10", 300.0), ("2026-11", 10.0)):
+            await dhara.enqueue(shop.build_report.s(month=month, seconds=seconds), tags=["finance", "monthly"])
+        await dhara.enqueue_many(calls)
+
+
+async def operate(dsn: str) -> None:
+    """What an operator would have done by now."""
+    from dhara.domain.plan import spec_of
+    from dhara.maintenance.scheduler import Scheduler
+    from dhara.store.pool import DatabaseSettings, Pool
+    from dhara.store.queues import Queues
+    from dhara.store.schedules import Schedules
+
+    async with Pool(DatabaseSettings(dsn=dsn)) as pool:
+        schedules = Schedules(pool)
+        night = {"name": "nightly-report", "type": "report.build", "queue": "reports", "cron": "0 3 * * *"}
+        payload = '{"month": "2026-11", "seconds": 15}'
+        await schedules.create(spec_of(night | {"timezone": "Europe/Berlin"}, payload), "ann")
+        stock = {"name": "stock-sync", "type": "stock.sync", "every": 20.0}
+        await schedules.create(spec_of(stock, '{"warehouse": "w1"}'), "ann")
+        mails = {"name": "weekly-newsletter", "type": "newsletter.send", "queue": "newsletter", "cron": "30 8 * * 1"}
+        await schedules.create(spec_of(mails), "ann")
+        await schedules.pause("weekly-newsletter", "ben")
+        await Scheduler(pool).run_now("nightly-report", "ann")
+        await Queues(pool).pause("newsletter", "ben")
 
 
 async def find(dsn: str) -> dict[str, str]:
@@ -112,6 +141,9 @@ async def picture(browser: Browser, address: str, file: Path, *, theme: str, siz
     page.on("console", lambda message: print(f"{file.name}: {message.type}: {message.text}"))
     await page.goto(address, wait_until="load")
     await page.wait_for_timeout(1_300)
+    if not whole:
+        # Tracebacks hold the paths of the machine that the picture was taken on.
+        await page.evaluate("document.querySelectorAll('.attempt details:has(pre)').forEach((one) => (one.open = false))")
     await page.screenshot(path=str(file), full_page=whole)
     await page.close()
 
@@ -152,6 +184,7 @@ async def main(args: argparse.Namespace, dsn: str) -> None:
     serving = asyncio.create_task(app.run())
     address = await started
     await enqueue(dsn)
+    await operate(dsn)
     print(f"serving at {address}", flush=True)
     if args.serve:
         await serving

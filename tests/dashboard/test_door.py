@@ -37,7 +37,16 @@ async def test_a_reader_sees_no_buttons_and_may_do_nothing(pool: Pool, keys: Few
     task = await make_task(pool, "DEAD", payload='{"secret": "canary"}')
     async with browser(served(pool, keys)) as client:
         assert "Sign out" in (await sign_in(client, READER)).text
-        for path in ("/", "/tasks", f"/tasks/{task.id}", "/queues", "/workers"):
+        for path in (
+            "/",
+            "/tasks",
+            f"/tasks/{task.id}",
+            "/failures",
+            "/dead-letters",
+            "/queues",
+            "/schedules",
+            "/audit",
+        ):
             text = (await client.get(path)).text
             forms = [form for form in text.split("<form")[1:] if 'method="post"' in form.partition(">")[0]]
             assert len(forms) == 1 and "/sign-out" in forms[0], path

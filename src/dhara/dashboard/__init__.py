@@ -17,9 +17,9 @@ from dhara.store.wakeup import Notifier
 __all__ = ["Authorize", "Principal", "Site", "Visitor", "app", "site"]
 
 
-def site(pool: Pool, keys: Keys, notifier: Notifier | None, version: str) -> Site:
+def site(pool: Pool, keys: Keys, notifier: Notifier | None, version: str, stale_after: float = 30.0) -> Site:
     """The dashboard as the server serves it, beside its API."""
-    return Site(desk_on(pool, notifier), Door(keys), version=version, api=True)
+    return Site(desk_on(pool, notifier, stale_after), Door(keys), version=version, api=True)
 
 
 def app(database: str | Pool, *, schema: str = "dhara", authorize: Authorize | None = None) -> Site:

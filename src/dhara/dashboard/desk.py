@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-from uuid import UUID
-
 from msgspec import Struct
 
 from dhara.dashboard.pulse import Pulse
+from dhara.maintenance.bulk import Bulk, Wakes
+from dhara.maintenance.scheduler import Scheduler
+from dhara.store.audit import Audit
+from dhara.store.failures import Failures
+from dhara.store.operations import Operations
 from dhara.store.pool import Pool
 from dhara.store.queues import Queues
+from dhara.store.schedules import Schedules
 from dhara.store.search import Search
 from dhara.store.tasks import Tasks
 from dhara.store.workers import Workers
-
-
-class Wakes(Protocol):
-    """Tells workers, after the commit, that there is something to do or to stop."""
-
-    def wake(self, queue: str) -> None: ...
-    def cancel(self, worker: UUID) -> None: ...
 
 
 class Desk(Struct, frozen=True, kw_only=True):
@@ -31,11 +27,18 @@ class Desk(Struct, frozen=True, kw_only=True):
     workers: Workers
     search: Search
     pulse: Pulse
+    audit: Audit
+    failures: Failures
+    operations: Operations
+    schedules: Schedules
+    bulk: Bulk
+    scheduler: Scheduler
     notifier: Wakes | None
+    stale_after: float
 
 
-def desk_on(pool: Pool, notifier: Wakes | None) -> Desk:
-    """A desk on a pool, which may be opened later."""
+def desk_on(pool: Pool, notifier: Wakes | None, stale_after: float = 30.0) -> Desk:
+    """A desk on a pool, which may be opened later. `stale_after`: seconds without a beat that make a worker lost."""
     schema = pool.settings.schema
     return Desk(
         pool=pool,
@@ -44,5 +47,12 @@ def desk_on(pool: Pool, notifier: Wakes | None) -> Desk:
         workers=Workers(pool, schema),
         search=Search(pool, schema),
         pulse=Pulse(pool, schema),
+        audit=Audit(pool, schema),
+        failures=Failures(pool, schema),
+        operations=Operations(pool, schema),
+        schedules=Schedules(pool, schema),
+        bulk=Bulk(pool, schema, notifier),
+        scheduler=Scheduler(pool, schema, notifier),
         notifier=notifier,
+        stale_after=stale_after,
     )

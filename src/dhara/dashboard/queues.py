@@ -10,7 +10,7 @@ from dhara.dashboard.visit import Visit, missing
 
 async def show(visit: Visit) -> Response:
     snapshot = await visit.desk.pulse.snapshot()
-    queues = [queue for queue in snapshot.queues if visit.principal and visit.principal.sees(queue.name)]
+    queues = [queue for queue in snapshot.queues if visit.sees(queue.name)]
     return visit.page("queues.html", now=snapshot.now(), strips=[strip(queue, snapshot.rates) for queue in queues])
 
 
@@ -23,7 +23,7 @@ async def pause(visit: Visit) -> Response:
 
 async def resume(visit: Visit) -> Response:
     name = _seen(visit)
-    await visit.desk.queues.resume(name)
+    await visit.desk.queues.resume(name, visit.who())
     if visit.desk.notifier is not None:
         visit.desk.notifier.wake(name)
     visit.desk.pulse.forget()
@@ -32,6 +32,6 @@ async def resume(visit: Visit) -> Response:
 
 def _seen(visit: Visit) -> str:
     name = visit.name()
-    if not (visit.principal and visit.principal.sees(name)):
+    if not visit.sees(name):
         raise missing("queue")
     return name

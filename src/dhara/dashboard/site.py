@@ -19,7 +19,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
-from dhara.dashboard import overview, queues, sign_in, task, tasks, workers
+from dhara.dashboard import audit, bulk, failures, overview, queues, schedules, sign_in, task, tasks, workers
 from dhara.dashboard.desk import Desk
 from dhara.dashboard.door import OPERATE, READ, SAFE, TOKEN, Door, cookie, new_token
 from dhara.dashboard.live import Live
@@ -56,6 +56,22 @@ class Page(Struct, frozen=True):
 PAGES: tuple[Page, ...] = (
     Page("GET", "/", overview.show),
     Page("GET", "/tasks", tasks.show),
+    Page("POST", "/bulk", bulk.preview, OPERATE),
+    Page("POST", "/operations", bulk.begin, OPERATE),
+    Page("GET", "/operations/{id}", bulk.show),
+    Page("POST", "/operations/{id}/stop", bulk.stop, OPERATE),
+    Page("GET", "/failures", failures.show),
+    Page("POST", "/failures/mute", failures.mute, OPERATE),
+    Page("POST", "/failures/unmute", failures.unmute, OPERATE),
+    Page("GET", "/dead-letters", failures.dead),
+    Page("GET", "/schedules", schedules.show),
+    Page("POST", "/schedules", schedules.create, OPERATE),
+    Page("GET", "/schedules/{name}", schedules.one),
+    Page("POST", "/schedules/{name}/pause", schedules.pause, OPERATE),
+    Page("POST", "/schedules/{name}/resume", schedules.resume, OPERATE),
+    Page("POST", "/schedules/{name}/run", schedules.run, OPERATE),
+    Page("POST", "/schedules/{name}/delete", schedules.delete, OPERATE),
+    Page("GET", "/audit", audit.show),
     Page("GET", "/tasks/{id}", task.show),
     Page("POST", "/tasks/{id}/retry", task.retry, OPERATE),
     Page("POST", "/tasks/{id}/cancel", task.cancel, OPERATE),

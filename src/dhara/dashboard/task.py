@@ -15,6 +15,7 @@ from starlette.responses import Response
 from dhara.dashboard.visit import Refusal, Visit
 from dhara.dashboard.words import duration
 from dhara.domain import limits
+from dhara.domain.explain import explain
 from dhara.domain.lifecycle import FINAL, State
 from dhara.domain.task import Attempt, LogEntry, Task
 from dhara.domain.validate import parse_time
@@ -59,7 +60,7 @@ async def show(visit: Visit) -> Response:
     snapshot = await desk.pulse.snapshot()
     now = snapshot.now()
     task = await desk.tasks.get(id)
-    if not (visit.principal and visit.principal.sees(task.queue)):
+    if not visit.sees(task.queue):
         raise _gone()
     attempts = await desk.tasks.attempts(id, MOST_ENTRIES)
     logs = await desk.tasks.logs(id, MOST_ENTRIES)
@@ -71,6 +72,7 @@ async def show(visit: Visit) -> Response:
         attempts=[shown(attempt, now) for attempt in reversed(attempts)],
         entries=list(reversed(logs)),
         strip=strip(task, logs, now),
+        reasons=explain(await desk.tasks.facts(id), desk.stale_after),
         progress=progress(task.progress),
         curl=as_curl(task, visit),
         python=as_python(task),
@@ -83,7 +85,7 @@ async def retry(visit: Visit) -> Response:
     change = changes(visit)
     task = await _own(visit, id)
     try:
-        await visit.desk.tasks.revive(id, **change, reason=f"revived by {visit.who()}")
+        await visit.desk.tasks.revive(id, **change, reason=f"revived by {visit.who()}", by=visit.who())
     except WrongState as error:
         return visit.back(f"/tasks/{id}", f"Not retried: {error}")
     if visit.desk.notifier is not None and change.get("run_at") is None:
@@ -94,7 +96,7 @@ async def retry(visit: Visit) -> Response:
 async def cancel(visit: Visit) -> Response:
     id = visit.id()
     await _own(visit, id)
-    canceling = await visit.desk.tasks.request_cancel(id, f"canceled by {visit.who()}")
+    canceling = await visit.desk.tasks.request_cancel(id, f"canceled by {visit.who()}", by=visit.who())
     if canceling.worker is not None and visit.desk.notifier is not None:
         visit.desk.notifier.cancel(canceling.worker)
     said = {
@@ -106,7 +108,7 @@ async def cancel(visit: Visit) -> Response:
 
 async def _own(visit: Visit, id: UUID) -> Task:
     task = await visit.desk.tasks.get(id)
-    if not (visit.principal and visit.principal.sees(task.queue)):
+    if not visit.sees(task.queue):
         raise _gone()
     return task
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
+import msgspec
 from msgspec import Struct
 from starlette.responses import Response
 
@@ -26,14 +27,21 @@ class Wanted(Struct, frozen=True):
 
 
 async def show(visit: Visit) -> Response:
+    return await listing(visit, "/tasks")
+
+
+async def listing(visit: Visit, path: str, states: tuple[State, ...] = ()) -> Response:
+    """A page of the list at `path`; `states` narrow it, whatever the query says."""
     snapshot = await visit.desk.pulse.snapshot()
     asked = wanted(visit)
+    if states:
+        asked = Wanted(msgspec.structs.replace(asked.filter, status=states), asked.problems)
     after, problem = _after(visit.one("after"))
     problems = [*asked.problems, *([problem] if problem else [])]
-    page = None if problems else await visit.desk.search.page(asked.filter, limit=PAGE, after=after)
+    page = None if problems else await visit.desk.search.page(limited(visit, asked.filter), limit=PAGE, after=after)
     workers = await visit.desk.workers.recent(0)
     return visit.page(
-        "tasks.html",
+        "tasks.html" if path == "/tasks" else "dead.html",
         now=snapshot.now(),
         snapshot=snapshot,
         page=page,
@@ -42,18 +50,24 @@ async def show(visit: Visit) -> Response:
         asked=asked.filter,
         states=list(State),
         first=after is None,
+        list_path=path,
         types=sorted({type for worker in workers for type in worker.types} | _shown_types(page)),
-        queues=[queue.name for queue in snapshot.queues],
+        queues=[queue.name for queue in snapshot.queues if visit.sees(queue.name)],
     )
+
+
+def limited(visit: Visit, asked: Filter) -> Filter:
+    """`asked`, within the queues that the visitor may see."""
+    return asked
 
 
 def _shown_types(page: Any) -> set[str]:
     return {task.type for task in page.tasks} if page else set()
 
 
-def wanted(visit: Visit, get: Any = None) -> Wanted:
-    """The filter in the query (or in a form that carries one); what makes no sense is a problem, not an error."""
-    one, many = (get.field, get.fields) if get is not None else (visit.one, visit.many)
+def wanted(visit: Visit, *, of_form: bool = False) -> Wanted:
+    """The filter in the query (or in the form that carries one on); what makes no sense is a problem, not an error."""
+    one, many = (visit.field, visit.fields) if of_form else (visit.one, visit.many)
     problems: list[str] = []
     states = []
     for text in dict.fromkeys(many("status")):
@@ -68,7 +82,7 @@ def wanted(visit: Visit, get: Any = None) -> Wanted:
                 fields[name] = text
             else:
                 problems.append(f"{name} {text!r} is not a name: {limits.NAME_HINT}")
-    for name, most in (("tag", limits.TAG_LENGTH), ("q", SEARCH_LENGTH)):
+    for name, most in (("tag", limits.TAG_LENGTH), ("q", SEARCH_LENGTH), ("fingerprint", 255)):
         if text := one(name):
             if len(text) <= most and text.isprintable() and text_problem(text) is None:
                 fields[name] = text
@@ -97,6 +111,7 @@ def query_of(asked: Filter) -> dict[str, Any]:
         "due": asked.due,
         "retrying": "true" if asked.retrying else None,
         "q": asked.q,
+        "fingerprint": asked.fingerprint,
     }
 
 

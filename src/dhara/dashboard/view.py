@@ -22,8 +22,12 @@ STATIC = files("dhara.dashboard") / "static"
 SECTIONS: dict[str, str] = {
     "/": "Overview",
     "/tasks": "Tasks",
+    "/failures": "Failures",
+    "/dead-letters": "Dead letters",
     "/queues": "Queues",
     "/workers": "Workers",
+    "/schedules": "Schedules",
+    "/audit": "Audit",
 }
 
 

@@ -67,6 +67,10 @@ class Visit:
     def may(self, scope: str) -> bool:
         return self.principal is not None and self.principal.may(scope)
 
+    def sees(self, queue: str) -> bool:
+        """Whether tasks of this queue exist for the visitor."""
+        return self.principal is not None and self.principal.sees(queue)
+
     def who(self) -> str:
         """The name that actions are recorded under."""
         return self.principal.name if self.principal else "nobody"
@@ -88,18 +92,18 @@ class Visit:
     def fields(self, name: str) -> list[str]:
         return list(self.form.get(name, ()))
 
-    def id(self) -> UUID:
+    def id(self, what: str = "task") -> UUID:
         """The id in the path. Raises `Refusal`."""
         text = self.request.path_params["id"]
         if not _ID.fullmatch(text):
-            raise missing("task")
+            raise missing(what)
         return UUID(text)
 
-    def name(self) -> str:
+    def name(self, what: str = "queue") -> str:
         """The name in the path. Raises `Refusal`."""
         text: str = self.request.path_params["name"]
         if not limits.NAME.fullmatch(text):
-            raise missing("queue")
+            raise missing(what)
         return text
 
     # answers

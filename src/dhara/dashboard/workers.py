@@ -19,7 +19,7 @@ async def show(visit: Visit) -> Response:
     found = await visit.desk.workers.recent(SHOWN_SECONDS)
     running: dict[Any, list[Any]] = {}
     for task in await visit.desk.workers.running([worker.id for worker in found], MOST_RUNNING):
-        if visit.principal and visit.principal.sees(task.queue):
+        if visit.sees(task.queue):
             running.setdefault(task.worker, []).append(task)
     return visit.page(
         "workers.html",

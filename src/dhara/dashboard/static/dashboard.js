@@ -17,7 +17,7 @@
     return at && main().contains(at) && (at.matches("input:not([type=checkbox]), textarea, select")) && at.value !== at.defaultValue;
   };
   const held = () =>
-    document.hidden ? "hidden" : selected() ? "rows selected" : document.querySelector("details.hold[open], dialog[open]") || typing() ? "paused" : "";
+    document.hidden ? "hidden" : selected() ? "rows are selected" : document.querySelector("details.hold[open], dialog[open]") || typing() ? "something is open" : "";
 
   function state(name, text) {
     const shown = document.getElementById("live-state");
@@ -33,7 +33,6 @@
     const why = held();
     if (why && !force) {
       missed = true;
-      if (why !== "hidden") state("paused", `paused: ${why}`);
       return;
     }
     if (performance.now() - last < LEAST && !force) return;
@@ -43,7 +42,9 @@
   }
 
   function tick(version) {
-    state(source ? "on" : "poll", source ? "refreshes when something changes" : "refreshes every few seconds");
+    const why = held();
+    if (why) state("paused", `paused: ${why}`);
+    else state(source ? "on" : "poll", source ? "refreshes when something changes" : "refreshes every few seconds");
     const always = main().dataset.live === "always";
     if (always || version !== seen || missed || performance.now() - last > STALE) {
       seen = version;
