@@ -153,7 +153,7 @@ class App:
     def _application(self, notifier: Notifier | None) -> Api:
         """The API, and the dashboard at every path that is not the API's."""
         auth = Auth(self.settings, KeyRing(Keys(self.pool, self.settings.schema)))
-        pages = site(self.pool, DoorKeys(auth), notifier, __version__, self.settings.stale_after)
+        pages = site(self.pool, DoorKeys(auth), notifier, __version__, self.settings)
         return create_app(
             pool=self.pool, settings=self.settings, notifier=notifier, version=__version__, site=pages, auth=auth
         )

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dhara.api.masking import Mask
+from dhara.domain.masking import Mask
 
 CASES: list[tuple[tuple[str, ...], str, str]] = [
     (("a",), '{"a":1,"b": 1.0}', '{"a":"***","b":1.0}'),

@@ -10,26 +10,28 @@ import httpx
 import pytest
 
 from dhara.api.asgi import Api, create_app
-from dhara.dashboard import Site, Visitor
+from dhara.dashboard import Principal, Site
 from dhara.dashboard.desk import desk_on
-from dhara.dashboard.door import Door, Keys, NoKeys, Principal
+from dhara.dashboard.door import Door, Keys, NoKeys
+from dhara.domain.access import SCOPES
 from dhara.settings import Settings
 from dhara.store.pool import Pool
 
 HERE = "http://127.0.0.1:8080"
 FORM = {"origin": HERE}
-READER, OPERATOR, ADMIN = "a-reader's-key", "an-operator's-key", "an-admin's-key"
+READER, OPERATOR, LIMITED, ADMIN = "a-reader's-key", "an-operator's-key", "a-limited-key", "an-admin's-key"
 
 
 class FewKeys:
-    """Three keys, each with its scopes; `revoked` are no longer known."""
+    """Four keys, each with its scopes; `revoked` are no longer known."""
 
     def __init__(self) -> None:
         self.revoked: set[str] = set()
         self.known = {
-            READER: Visitor("reader", frozenset({"read"})),
-            OPERATOR: Visitor("operator", frozenset({"read", "read:payload", "operate"})),
-            ADMIN: Visitor("admin"),
+            READER: Principal("reader", frozenset({"read"})),
+            OPERATOR: Principal("operator", frozenset({"read", "read:payload", "operate"})),
+            LIMITED: Principal("mail only", frozenset({"read", "read:payload", "operate"}), ("mail*",)),
+            ADMIN: Principal("admin", frozenset(SCOPES)),
         }
 
     async def open(self) -> bool:

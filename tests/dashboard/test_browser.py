@@ -29,7 +29,7 @@ from dhara.store.schedules import Schedules
 from dhara.store.search import Filter
 from dhara.store.tasks import Tasks
 from tests.conftest import Databases
-from tests.dashboard.conftest import OPERATOR, READER, FewKeys, served
+from tests.dashboard.conftest import ADMIN, OPERATOR, READER, FewKeys, served
 from tests.dashboard.hostile import HOSTILE
 from tests.factories import claim, make_task, make_worker, settle_all, settlement
 
@@ -170,6 +170,7 @@ PAGES = {
     "schedule": "/schedules/nightly",
     "operation": "{operation}",
     "audit": "/audit",
+    "settings": "/settings",
     "missing": "/nothing",
 }
 _AXE_RUN = """async (rules) => {
@@ -196,7 +197,7 @@ async def test_every_page_is_sound(
     place: Place, work: dict[str, str], kind: Any, size: tuple[int, int], rules: list[str] | None
 ) -> None:
     axe, wrong = AXE.read_text(), {}
-    async with watched(place, color_scheme=kind, viewport={"width": size[0], "height": size[1]}) as page:
+    async with watched(place, ADMIN, color_scheme=kind, viewport={"width": size[0], "height": size[1]}) as page:
         for name, path in PAGES.items():
             await page.goto(path.format(**work))
             await page.evaluate(axe)

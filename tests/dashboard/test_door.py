@@ -5,11 +5,11 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from dhara.dashboard import Visitor, app, door
-from dhara.dashboard.door import Door, NoKeys, Principal
+from dhara.dashboard import Principal, app, door
+from dhara.dashboard.door import Door, NoKeys
 from dhara.dashboard.site import NOBODY, PAGES
 from dhara.store.pool import Pool
-from tests.dashboard.conftest import FORM, OPERATOR, READER, FewKeys, browser, send, served, sign_in, token
+from tests.dashboard.conftest import FORM, LIMITED, OPERATOR, READER, FewKeys, browser, send, served, sign_in, token
 from tests.factories import make_task
 
 ID = "01890a5d-ac96-774b-bcce-b302099a8057"
@@ -63,6 +63,26 @@ async def test_a_reader_sees_no_buttons_and_may_do_nothing(pool: Pool, keys: Few
         await sign_in(client, OPERATOR)
         text = (await client.get(f"/tasks/{task.id}")).text
         assert "canary" in text and f"/tasks/{task.id}/retry" in text
+
+
+async def test_a_key_for_some_queues_sees_no_others(pool: Pool, keys: FewKeys) -> None:
+    own = await make_task(pool, "DEAD", type="own.type", queue="mail")
+    other = await make_task(pool, "DEAD", type="other.type", queue="pay")
+    async with browser(served(pool, keys)) as client:
+        assert (await sign_in(client, LIMITED)).url.path == "/queues"
+        for page in PAGES:
+            answer = await client.request(page.method, _path(page.path), headers=FORM) if page.method == "GET" else None
+            if answer is not None and page.scope != NOBODY:
+                assert "other.type" not in answer.text and "queue-pay" not in answer.text, page
+                assert page.limited or answer.status_code == 403, page
+        assert "own.type" in (await client.get("/tasks")).text and "/bulk" not in (await client.get("/tasks")).text
+        assert "other.type" not in (await client.get("/tasks?queue=pay")).text
+        assert (await client.get(f"/tasks/{own.id}")).status_code == 200
+        assert (await client.get(f"/tasks/{other.id}")).status_code == 404
+        for path in (f"/tasks/{other.id}/retry", f"/tasks/{other.id}/cancel", "/queues/pay/pause"):
+            assert (await send(client, path, "/queues")).status_code == 404, path
+        assert (await send(client, f"/tasks/{own.id}/retry", "/queues", queue="pay")).status_code == 404
+        assert (await send(client, f"/tasks/{own.id}/retry", "/queues")).status_code == 200
 
 
 async def test_session_ends_with_its_key_by_idling_and_by_signing_out(pool: Pool, keys: FewKeys) -> None:
@@ -165,7 +185,7 @@ async def test_mounted_without_authorize_only_this_machine_enters(pool: Pool) ->
 async def test_the_host_application_may_say_who_it_is(pool: Pool) -> None:
     async def authorize(request: object) -> Principal | None:
         name = request.headers.get("x-user")  # type: ignore[attr-defined]
-        return Visitor(name, frozenset({"read"})) if name else None
+        return Principal(name, frozenset({"read"})) if name else None
 
     site = app(pool, authorize=authorize)
     async with browser(site) as client:

@@ -12,7 +12,7 @@ from dhara.store.operations import Operations
 from dhara.store.pool import Pool
 from dhara.store.schedules import Schedules
 from dhara.store.tasks import Tasks
-from tests.dashboard.conftest import Wakes, send
+from tests.dashboard.conftest import ADMIN, OPERATOR, FewKeys, Wakes, browser, send, served, sign_in
 from tests.factories import make_task
 
 
@@ -124,3 +124,24 @@ async def test_what_was_done_is_on_record_under_its_name(pool: Pool, visitor: ht
     assert page.count("task.retry") == 1 and f"/tasks/{task.id}" in page
     assert "task.retry" not in (await visitor.get("/audit?action=queue")).text
     assert "Nothing on record" in (await visitor.get("/audit?actor=somebody")).text
+
+
+async def test_keys_are_made_shown_once_rotated_and_revoked(pool: Pool, keys: FewKeys) -> None:
+    async with browser(served(pool, keys)) as client:
+        await sign_in(client, OPERATOR)
+        assert (await client.get("/settings")).status_code == 403
+        await send(client, "/sign-in", "/", key=ADMIN)
+        assert "No API keys" in (await client.get("/settings")).text
+        made = await send(
+            client, "/settings/keys", "/settings", name="ci", scope=["read", "operate"], queues="mail, pay-*"
+        )
+        text = made.text.partition('id="made">')[2].partition("<")[0]
+        assert re.fullmatch(r"dh_[a-z0-9]{12}_[\w-]{43}", text)
+        again = (await client.get("/settings")).text
+        assert text not in again and "mail, pay-*" in again
+        id = text.split("_")[1]
+        assert 'id="made"' in (await send(client, "/settings/keys/rotate", "/settings", id=id)).text
+        assert "is revoked" in (await send(client, "/settings/keys/revoke", "/settings", id=id)).text
+        for wrong in ({"name": "", "scope": "read"}, {"name": "x"}, {"name": "x", "scope": "read", "days": "x"}):
+            assert (await send(client, "/settings/keys", "/settings", **wrong)).status_code == 422
+        assert [action.actor for action in await Audit(pool).list(action="key")] == ["admin"] * 3

@@ -30,7 +30,6 @@ from dhara.api.figures import Figures
 from dhara.api.health import Health
 from dhara.api.ingest import Ingest, Wakes
 from dhara.api.keyring import KeyRing
-from dhara.api.masking import Mask
 from dhara.api.openapi import document
 from dhara.api.parts import Parts
 from dhara.api.problems import Refused, not_found
@@ -38,6 +37,7 @@ from dhara.api.routes import PROBE, TABLE, Route
 from dhara.api.waiters import Waiters
 from dhara.api.wire import query
 from dhara.domain.access import Principal
+from dhara.domain.masking import Mask
 from dhara.maintenance.bulk import Bulk
 from dhara.settings import Settings
 from dhara.store.audit import Audit

@@ -13,8 +13,8 @@ from dhara.api.figures import Figures
 from dhara.api.health import Health
 from dhara.api.ingest import Ingest, Wakes
 from dhara.api.keyring import KeyRing
-from dhara.api.masking import Mask
 from dhara.api.waiters import Waiters
+from dhara.domain.masking import Mask
 from dhara.maintenance.bulk import Bulk
 from dhara.settings import Settings
 from dhara.store.audit import Audit

@@ -15,11 +15,11 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from dhara.api.masking import Mask
 from dhara.domain import limits
 from dhara.domain.access import LEAST_RATE, MOST_PATTERNS, MOST_RATE, QUEUE_PATTERN, SCOPES, ApiKey
 from dhara.domain.explain import Reason
 from dhara.domain.lifecycle import State
+from dhara.domain.masking import Mask
 from dhara.domain.task import Attempt, Enqueued, LogEntry, NewTask, Task
 from dhara.store.audit import Action
 from dhara.store.failures import Group

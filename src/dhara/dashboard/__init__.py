@@ -9,24 +9,32 @@ from __future__ import annotations
 from importlib import metadata
 
 from dhara.dashboard.desk import desk_on
-from dhara.dashboard.door import Authorize, Door, Keys, NoKeys, Principal, Visitor
+from dhara.dashboard.door import Authorize, Door, Keys, NoKeys
 from dhara.dashboard.site import Site
+from dhara.domain.access import Principal
+from dhara.domain.masking import Mask
+from dhara.settings import Settings
 from dhara.store.pool import DatabaseSettings, Pool
 from dhara.store.wakeup import Notifier
 
-__all__ = ["Authorize", "Principal", "Site", "Visitor", "app", "site"]
+__all__ = ["Authorize", "Principal", "Site", "app", "site"]
 
 
-def site(pool: Pool, keys: Keys, notifier: Notifier | None, version: str, stale_after: float = 30.0) -> Site:
+def site(pool: Pool, keys: Keys, notifier: Notifier | None, version: str, settings: Settings) -> Site:
     """The dashboard as the server serves it, beside its API."""
-    return Site(desk_on(pool, notifier, stale_after), Door(keys), version=version, api=True)
+    return Site(
+        desk_on(pool, notifier, settings.stale_after, Mask(settings.masked_fields)),
+        Door(keys),
+        version=version,
+        api=True,
+    )
 
 
 def app(database: str | Pool, *, schema: str = "dhara", authorize: Authorize | None = None) -> Site:
     """The dashboard for your own application: `Mount("/dhara", dhara.dashboard.app(dsn, authorize=...))`.
 
     `database` is a DSN (the pool opens with the first page; `await site.aclose()` closes it) or your own open pool.
-    `authorize` takes the request and answers who it is (`Visitor(name, scopes)`) or None for nobody. Without it nobody
+    `authorize` takes the request and answers who it is (`Principal(name, scopes)`) or None for nobody. Without it nobody
     but this machine's own browser may enter.
     """
     own = None if isinstance(database, Pool) else Pool(DatabaseSettings(dsn=database, schema=schema), "dashboard")

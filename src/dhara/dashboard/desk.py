@@ -5,10 +5,12 @@ from __future__ import annotations
 from msgspec import Struct
 
 from dhara.dashboard.pulse import Pulse
+from dhara.domain.masking import Mask
 from dhara.maintenance.bulk import Bulk, Wakes
 from dhara.maintenance.scheduler import Scheduler
 from dhara.store.audit import Audit
 from dhara.store.failures import Failures
+from dhara.store.keys import Keys
 from dhara.store.operations import Operations
 from dhara.store.pool import Pool
 from dhara.store.queues import Queues
@@ -16,6 +18,8 @@ from dhara.store.schedules import Schedules
 from dhara.store.search import Search
 from dhara.store.tasks import Tasks
 from dhara.store.workers import Workers
+
+NO_MASK = Mask(())
 
 
 class Desk(Struct, frozen=True, kw_only=True):
@@ -35,10 +39,13 @@ class Desk(Struct, frozen=True, kw_only=True):
     scheduler: Scheduler
     notifier: Wakes | None
     stale_after: float
+    mask: Mask
+    keys: Keys
 
 
-def desk_on(pool: Pool, notifier: Wakes | None, stale_after: float = 30.0) -> Desk:
-    """A desk on a pool, which may be opened later. `stale_after`: seconds without a beat that make a worker lost."""
+def desk_on(pool: Pool, notifier: Wakes | None, stale_after: float = 30.0, mask: Mask = NO_MASK) -> Desk:
+    """A desk on a pool, which may be opened later. `stale_after`: seconds without a beat that make a worker lost;
+    `mask`: fields that nobody sees."""
     schema = pool.settings.schema
     return Desk(
         pool=pool,
@@ -55,4 +62,6 @@ def desk_on(pool: Pool, notifier: Wakes | None, stale_after: float = 30.0) -> De
         scheduler=Scheduler(pool, schema, notifier),
         notifier=notifier,
         stale_after=stale_after,
+        mask=mask,
+        keys=Keys(pool, schema),
     )

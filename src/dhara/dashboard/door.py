@@ -22,38 +22,15 @@ from msgspec import Struct
 from starlette.requests import Request
 
 from dhara.dashboard.visit import Refusal
+from dhara.domain.access import SCOPES, Principal
 
-READ, PAYLOAD, OPERATE, ADMIN = "read", "read:payload", "operate", "admin"
-ALL_SCOPES = frozenset({READ, PAYLOAD, "enqueue", OPERATE, "metrics", ADMIN})
-
+ANYONE = Principal("anonymous", frozenset(SCOPES))
 IDLE_SECONDS = 30 * 60.0
 LONGEST_SECONDS = 12 * 3_600.0
 MOST_SESSIONS = 10_000
 MOST_FAILURES, FAILURE_WINDOW = 10, 60.0
 SESSION, TOKEN = "dhara-session", "dhara-form"
 SAFE = frozenset({"GET", "HEAD"})
-
-
-class Principal(Protocol):
-    """Whom a request acts for."""
-
-    @property
-    def name(self) -> str: ...
-    def may(self, scope: str) -> bool: ...
-    def sees(self, queue: str) -> bool: ...
-
-
-class Visitor(Struct, frozen=True):
-    """A principal by name and scopes, for all queues."""
-
-    name: str
-    scopes: frozenset[str] = ALL_SCOPES
-
-    def may(self, scope: str) -> bool:
-        return scope in self.scopes
-
-    def sees(self, queue: str) -> bool:
-        return True
 
 
 class Keys(Protocol):
@@ -120,7 +97,7 @@ class Door:
         if session is not None:
             return await self._keys.principal(session.key), session.token
         if await self._keys.open() and (not self._loopback_only or _from_loopback(request)):
-            return Visitor("anonymous"), cookie
+            return ANYONE, cookie
         return None, cookie
 
     async def sign_in(self, request: Request, key: str) -> str | None:

@@ -37,6 +37,8 @@ class Strip(Struct, frozen=True):
 
 
 async def show(visit: Visit) -> Response:
+    if visit.limited:
+        return visit.back("/queues")
     snapshot = await visit.desk.pulse.snapshot()
     queues = [queue for queue in snapshot.queues if visit.sees(queue.name)]
     return visit.page(

@@ -39,6 +39,7 @@ async def one(visit: Visit) -> Response:
         "schedule.html",
         now=now,
         schedule=schedule,
+        payload=visit.desk.mask.apply(schedule.payload),
         fires=await visit.desk.schedules.fires(schedule.name, FIRES),
         coming=[] if schedule.paused_at else schedule.timing(schedule.anchor).upcoming(now, COMING),
     )

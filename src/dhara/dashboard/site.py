@@ -19,12 +19,13 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
-from dhara.dashboard import audit, bulk, failures, overview, queues, schedules, sign_in, task, tasks, workers
+from dhara.dashboard import audit, bulk, failures, overview, queues, schedules, settings, sign_in, task, tasks, workers
 from dhara.dashboard.desk import Desk
-from dhara.dashboard.door import OPERATE, READ, SAFE, TOKEN, Door, cookie, new_token
+from dhara.dashboard.door import SAFE, TOKEN, Door, cookie, new_token
 from dhara.dashboard.live import Live
 from dhara.dashboard.view import FILES, View, asset, static
 from dhara.dashboard.visit import Refusal, Visit, link, missing, read_form
+from dhara.domain.access import ADMIN, OPERATE, READ
 from dhara.errors import DharaError, NotFound, SchemaError, Unavailable, WrongState
 from dhara.store.pool import Pool, is_transient
 
@@ -45,17 +46,19 @@ HEADERS: tuple[tuple[bytes, bytes], ...] = (
 
 
 class Page(Struct, frozen=True):
-    """One method on one path. `scope`: what its visitor may do; `NOBODY`: shown to whoever comes."""
+    """One method on one path. `scope`: what its visitor may do; `NOBODY`: shown to whoever comes. `limited`: also for
+    visitors who may see some queues only; it shows them no others."""
 
     method: str
     path: str
     show: Callable[[Visit], Awaitable[Response]]
     scope: str = READ
+    limited: bool = False
 
 
 PAGES: tuple[Page, ...] = (
-    Page("GET", "/", overview.show),
-    Page("GET", "/tasks", tasks.show),
+    Page("GET", "/", overview.show, limited=True),
+    Page("GET", "/tasks", tasks.show, limited=True),
     Page("POST", "/bulk", bulk.preview, OPERATE),
     Page("POST", "/operations", bulk.begin, OPERATE),
     Page("GET", "/operations/{id}", bulk.show),
@@ -63,7 +66,7 @@ PAGES: tuple[Page, ...] = (
     Page("GET", "/failures", failures.show),
     Page("POST", "/failures/mute", failures.mute, OPERATE),
     Page("POST", "/failures/unmute", failures.unmute, OPERATE),
-    Page("GET", "/dead-letters", failures.dead),
+    Page("GET", "/dead-letters", failures.dead, limited=True),
     Page("GET", "/schedules", schedules.show),
     Page("POST", "/schedules", schedules.create, OPERATE),
     Page("GET", "/schedules/{name}", schedules.one),
@@ -72,12 +75,16 @@ PAGES: tuple[Page, ...] = (
     Page("POST", "/schedules/{name}/run", schedules.run, OPERATE),
     Page("POST", "/schedules/{name}/delete", schedules.delete, OPERATE),
     Page("GET", "/audit", audit.show),
-    Page("GET", "/tasks/{id}", task.show),
-    Page("POST", "/tasks/{id}/retry", task.retry, OPERATE),
-    Page("POST", "/tasks/{id}/cancel", task.cancel, OPERATE),
-    Page("GET", "/queues", queues.show),
-    Page("POST", "/queues/{name}/pause", queues.pause, OPERATE),
-    Page("POST", "/queues/{name}/resume", queues.resume, OPERATE),
+    Page("GET", "/settings", settings.show, ADMIN),
+    Page("POST", "/settings/keys", settings.create, ADMIN),
+    Page("POST", "/settings/keys/revoke", settings.revoke, ADMIN),
+    Page("POST", "/settings/keys/rotate", settings.rotate, ADMIN),
+    Page("GET", "/tasks/{id}", task.show, limited=True),
+    Page("POST", "/tasks/{id}/retry", task.retry, OPERATE, limited=True),
+    Page("POST", "/tasks/{id}/cancel", task.cancel, OPERATE, limited=True),
+    Page("GET", "/queues", queues.show, limited=True),
+    Page("POST", "/queues/{name}/pause", queues.pause, OPERATE, limited=True),
+    Page("POST", "/queues/{name}/resume", queues.resume, OPERATE, limited=True),
     Page("GET", "/workers", workers.show),
     Page("GET", "/sign-in", sign_in.show, NOBODY),
     Page("POST", "/sign-in", sign_in.enter, NOBODY),
@@ -169,6 +176,8 @@ class Site:
                 return self._go_and_sign_in(visit)
             if not visit.principal.may(page.scope):
                 raise Refusal(403, "Not for this key", f"This needs a key with the scope {page.scope}.")
+            if visit.limited and not page.limited:
+                raise Refusal(403, "Not for this key", "It is for keys that are not limited to some queues.")
         if request.method not in SAFE:
             visit.form = await read_form(request)
             self.door.check_form(request, visit.token if not fresh else "", visit.field("token"))

@@ -12,9 +12,10 @@ import msgspec
 from msgspec import Struct
 from starlette.responses import Response
 
-from dhara.dashboard.visit import Refusal, Visit
+from dhara.dashboard.visit import Refusal, Visit, missing
 from dhara.dashboard.words import duration
 from dhara.domain import limits
+from dhara.domain.access import PAYLOAD
 from dhara.domain.explain import explain
 from dhara.domain.lifecycle import FINAL, State
 from dhara.domain.task import Attempt, LogEntry, Task
@@ -61,7 +62,8 @@ async def show(visit: Visit) -> Response:
     now = snapshot.now()
     task = await desk.tasks.get(id)
     if not visit.sees(task.queue):
-        raise _gone()
+        raise missing("task")
+    task = hidden(task, visit)
     attempts = await desk.tasks.attempts(id, MOST_ENTRIES)
     logs = await desk.tasks.logs(id, MOST_ENTRIES)
     return visit.page(
@@ -72,7 +74,7 @@ async def show(visit: Visit) -> Response:
         attempts=[shown(attempt, now) for attempt in reversed(attempts)],
         entries=list(reversed(logs)),
         strip=strip(task, logs, now),
-        reasons=explain(await desk.tasks.facts(id), desk.stale_after),
+        reasons=[] if visit.limited else explain(await desk.tasks.facts(id), desk.stale_after),
         progress=progress(task.progress),
         curl=as_curl(task, visit),
         python=as_python(task),
@@ -80,10 +82,24 @@ async def show(visit: Visit) -> Response:
     )
 
 
+def hidden(task: Task, visit: Visit) -> Task:
+    """`task` as this visitor may see it."""
+    if not visit.may(PAYLOAD):
+        return msgspec.structs.replace(
+            task, payload="null", result=None if task.result is None else "null", progress=None
+        )
+    mask = visit.desk.mask.apply
+    return msgspec.structs.replace(
+        task, payload=mask(task.payload), result=mask(task.result), progress=mask(task.progress)
+    )
+
+
 async def retry(visit: Visit) -> Response:
     id = visit.id()
     change = changes(visit)
     task = await _own(visit, id)
+    if not visit.sees(change.get("queue", task.queue)):
+        raise missing("queue")
     try:
         await visit.desk.tasks.revive(id, **change, reason=f"revived by {visit.who()}", by=visit.who())
     except WrongState as error:
@@ -109,12 +125,8 @@ async def cancel(visit: Visit) -> Response:
 async def _own(visit: Visit, id: UUID) -> Task:
     task = await visit.desk.tasks.get(id)
     if not visit.sees(task.queue):
-        raise _gone()
+        raise missing("task")
     return task
-
-
-def _gone() -> Refusal:
-    return Refusal(404, "There is no such task", "It may have been pruned, or the address is mistyped.")
 
 
 def changes(visit: Visit) -> dict[str, Any]:
@@ -137,7 +149,7 @@ def changes(visit: Visit) -> dict[str, Any]:
 
 
 def _payload(visit: Visit, text: str) -> str:
-    if not visit.may("read:payload"):
+    if not visit.may(PAYLOAD):
         raise Refusal(403, "Not for this key", "Changing a payload needs the scope read:payload.")
     try:
         json.loads(text, parse_constant=_refuse_constant)
@@ -255,7 +267,7 @@ def _kind(entry: LogEntry, following: LogEntry | None) -> str:
 def as_curl(task: Task, visit: Visit) -> str:
     """A command that enqueues the same again; the payload only for whoever may read it."""
     address = f"{visit.request.url.scheme}://{visit.request.url.netloc}/api/v1/tasks"
-    body = _call(task, payload=visit.may("read:payload"))
+    body = _call(task, payload=visit.may(PAYLOAD))
     return f"curl -s {shlex.quote(address)} \\\n  -H 'content-type: application/json' \\\n  -d {shlex.quote(body)}"
 
 

@@ -39,7 +39,7 @@ async def listing(visit: Visit, path: str, states: tuple[State, ...] = ()) -> Re
     after, problem = _after(visit.one("after"))
     problems = [*asked.problems, *([problem] if problem else [])]
     page = None if problems else await visit.desk.search.page(limited(visit, asked.filter), limit=PAGE, after=after)
-    workers = await visit.desk.workers.recent(0)
+    workers = [] if visit.limited else await visit.desk.workers.recent(0)
     return visit.page(
         "tasks.html" if path == "/tasks" else "dead.html",
         now=snapshot.now(),
@@ -58,7 +58,7 @@ async def listing(visit: Visit, path: str, states: tuple[State, ...] = ()) -> Re
 
 def limited(visit: Visit, asked: Filter) -> Filter:
     """`asked`, within the queues that the visitor may see."""
-    return asked
+    return msgspec.structs.replace(asked, queues=visit.principal.queues if visit.principal else ())
 
 
 def _shown_types(page: Any) -> set[str]:

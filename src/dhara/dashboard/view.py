@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-from dhara.dashboard import door, words
+from dhara.dashboard import words
 from dhara.dashboard.visit import link
+from dhara.domain.access import ADMIN, OPERATE, PAYLOAD
 
 if TYPE_CHECKING:
     from dhara.dashboard.visit import Visit
@@ -28,7 +29,10 @@ SECTIONS: dict[str, str] = {
     "/workers": "Workers",
     "/schedules": "Schedules",
     "/audit": "Audit",
+    "/settings": "Settings",
 }
+# Pages for whoever may see some queues only.
+LIMITED = ("/tasks", "/dead-letters", "/queues")
 
 
 class View:
@@ -44,15 +48,22 @@ class View:
             "now": datetime.now(UTC),
             "visit": visit,
             "base": visit.base,
-            "may_operate": visit.may(door.OPERATE),
-            "may_payload": visit.may(door.PAYLOAD),
-            "may_admin": visit.may(door.ADMIN),
-            "sections": SECTIONS,
+            "may_operate": visit.may(OPERATE),
+            "may_payload": visit.may(PAYLOAD),
+            "may_admin": visit.may(ADMIN),
+            "may_bulk": visit.may(OPERATE) and not visit.limited,
+            "sections": _sections(visit),
             "section": _section(visit.path),
             **self._common,
             **values,
         }
         return self._templates.get_template(template).render(found)
+
+
+def _sections(visit: Visit) -> dict[str, str]:
+    """Those that the visitor may open."""
+    found = {path: title for path, title in SECTIONS.items() if path != "/settings" or visit.may(ADMIN)}
+    return {path: found[path] for path in LIMITED} if visit.limited else found
 
 
 def _section(path: str) -> str:

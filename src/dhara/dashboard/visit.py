@@ -16,8 +16,9 @@ from dhara.errors import DharaError
 
 if TYPE_CHECKING:
     from dhara.dashboard.desk import Desk
-    from dhara.dashboard.door import Door, Principal
+    from dhara.dashboard.door import Door
     from dhara.dashboard.view import View
+    from dhara.domain.access import Principal
 
 FORM_BYTES = 1024 * 1024
 FORM_FIELDS = 2_000
@@ -66,6 +67,11 @@ class Visit:
 
     def may(self, scope: str) -> bool:
         return self.principal is not None and self.principal.may(scope)
+
+    @property
+    def limited(self) -> bool:
+        """Whether the visitor may see some queues only."""
+        return self.principal is not None and bool(self.principal.queues)
 
     def sees(self, queue: str) -> bool:
         """Whether tasks of this queue exist for the visitor."""
