@@ -143,7 +143,9 @@ async def picture(browser: Browser, address: str, file: Path, *, theme: str, siz
     await page.wait_for_timeout(1_300)
     if not whole:
         # Tracebacks hold the paths of the machine that the picture was taken on.
-        await page.evaluate("document.querySelectorAll('.attempt details:has(pre)').forEach((one) => (one.open = false))")
+        await page.evaluate(
+            "document.querySelectorAll('.attempt details:has(pre)').forEach((one) => (one.open = false))"
+        )
     await page.screenshot(path=str(file), full_page=whole)
     await page.close()
 

@@ -94,7 +94,7 @@ def _environment() -> Environment:
         rate=words.rate,
         pretty=words.pretty,
     )
-    environment.globals.update(link=link, count=words.count, asset=asset)
+    environment.globals.update(link=link, count=words.count, estimate=words.estimate, asset=asset)
     return environment
 
 

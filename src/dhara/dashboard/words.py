@@ -27,6 +27,11 @@ def count(value: int, capped: bool = False) -> str:
     return f"{value:,}+" if capped else f"{value:,}"
 
 
+def estimate(value: int, is_estimate: bool = False) -> str:
+    """A count; one that was not counted out says so."""
+    return f"about {value:,}" if is_estimate else f"{value:,}"
+
+
 def duration(seconds: float | None) -> str:
     """`850 ms`, `4.2 s`, `3 m 5 s`, `2 h 10 m`, `5 d 3 h`."""
     if seconds is None:
