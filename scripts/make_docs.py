@@ -285,6 +285,14 @@ def cli_page() -> str:
         ' `{"error": {"code": ..., "message": ...}}`.',
         "## Exit codes",
         table(("code", "meaning"), _exit_codes()),
+        "## Shell completion",
+        "Commands and options complete with Tab after one line in the shell's start file:",
+        fenced(
+            'eval "$(_DHARA_COMPLETE=bash_source dhara)"     # ~/.bashrc\n'
+            'eval "$(_DHARA_COMPLETE=zsh_source dhara)"      # ~/.zshrc\n'
+            "_DHARA_COMPLETE=fish_source dhara | source      # ~/.config/fish/completions/dhara.fish",
+            "sh",
+        ),
         *(_command(name, command) for name, command in _commands(cli, "dhara")),
     )
 

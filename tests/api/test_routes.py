@@ -518,6 +518,73 @@ async def no_queue_of_that_name_can_be(client: httpx.AsyncClient, pool: Pool) ->
     assert (await client.get("/api/v1/queues")).json() == {"queues": []}
 
 
+@happy("GET", "/schedules")
+@happy("POST", "/schedules")
+@happy("GET", "/schedules/{name}")
+@happy("PATCH", "/schedules/{name}")
+@happy("POST", "/schedules/{name}/pause")
+@happy("POST", "/schedules/{name}/resume")
+@happy("POST", "/schedules/{name}/run")
+@happy("DELETE", "/schedules/{name}")
+async def a_schedules_life(client: httpx.AsyncClient, pool: Pool) -> None:
+    body = {"name": "n", "type": "t", "cron": "0 3 * * *", "timezone": "Europe/Berlin", "payload": {"a": 1.0}}
+    made = await post(client, json.dumps(body | {"overlap": "skip"}), "/api/v1/schedules")
+    assert (made.status_code, made.headers["location"]) == (201, "/api/v1/schedules/n")
+    assert made.json().items() >= (body | {"source": "operator", "paused": False, "missed": "coalesce"}).items()
+    changed = await client.patch("/api/v1/schedules/n", content='{"every": 60, "queue": "q"}', headers=JSON)
+    found = changed.json()
+    assert (found["every"], found["queue"], found["overlap"], "cron" in found) == (60.0, "q", "skip", False)
+    assert '"payload":{"a": 1.0}' in changed.text
+    assert (len(found["upcoming"]), found["upcoming"][0], found["fires"]) == (5, found["next_at"], [])
+    assert (await client.post("/api/v1/schedules/n/pause")).json()["paused_by"] == "api"
+    assert (await client.post("/api/v1/schedules/n/resume")).json()["paused"] is False
+    ran = await client.post("/api/v1/schedules/n/run")
+    assert ran.status_code == 201
+    task = (await client.get(f"/api/v1/tasks/{ran.json()['task_id']}")).json()
+    assert (task["type"], task["queue"], task["payload"]) == ("t", "q", {"a": 1.0})
+    (fire,) = (await client.get("/api/v1/schedules/n")).json()["fires"]
+    assert (fire["outcome"], fire["status"], fire["task_id"]) == ("by_hand", "PENDING", task["id"])
+    assert [one["name"] for one in (await client.get("/api/v1/schedules")).json()["schedules"]] == ["n"]
+    assert (await client.delete("/api/v1/schedules/n")).json()["name"] == "n"
+    assert (await client.get("/api/v1/schedules")).json() == {"schedules": []}
+
+
+@unhappy("POST", "/schedules")
+@unhappy("PATCH", "/schedules/{name}")
+async def schedules_that_cannot_be(client: httpx.AsyncClient, pool: Pool) -> None:
+    good = {"name": "n", "type": "t", "every": 60}
+    for wrong, field in (
+        ({"cron": "* * * * *"}, "cron"),
+        ({"every": 0.5}, "every"),
+        ({"every": None}, "every"),
+        ({"every": None, "cron": "0 0 30 2 *"}, "cron"),
+        ({"timezone": "Mars"}, "timezone"),
+        ({"name": "No Name"}, "name"),
+        ({"priority": 101}, "priority"),
+        ({"missed": "later"}, "missed"),
+        ({"catch_up_most": 1.5}, "catch_up_most"),
+        ({"what": 1}, "what"),
+    ):
+        found = problem(await post(client, json.dumps(good | wrong), "/api/v1/schedules"), 422, "invalid_task")
+        assert field in [error["field"] for error in found["errors"]], (wrong, found)
+    assert (await post(client, json.dumps(good), "/api/v1/schedules")).status_code == 201
+    problem(await post(client, json.dumps(good), "/api/v1/schedules"), 409, "schedule_exists")
+    for body in ('{"name": "m"}', '{"cron": "no"}', '{"cron": "@daily", "every": 5}'):
+        problem(await client.patch("/api/v1/schedules/n", content=body, headers=JSON), 422, "invalid_task")
+
+
+@unhappy("GET", "/schedules/{name}")
+@unhappy("DELETE", "/schedules/{name}")
+@unhappy("POST", "/schedules/{name}/pause")
+@unhappy("POST", "/schedules/{name}/resume")
+@unhappy("POST", "/schedules/{name}/run")
+async def no_such_schedule(client: httpx.AsyncClient, pool: Pool) -> None:
+    problem(await client.get("/api/v1/schedules/n"), 404, "not_found")
+    problem(await client.delete("/api/v1/schedules/n"), 404, "not_found")
+    for verb in ("pause", "resume", "run"):
+        problem(await client.post(f"/api/v1/schedules/n/{verb}"), 404, "not_found")
+
+
 @happy("GET", "/workers")
 async def workers_with_what_they_run(client: httpx.AsyncClient, pool: Pool) -> None:
     live = await factories.make_worker(pool, types=["t", "u"], queues={"mail": 3})
@@ -578,6 +645,19 @@ async def no_such_key(client: httpx.AsyncClient, pool: Pool) -> None:
 
 
 # health, metrics, reference
+
+
+@happy("GET", "/stats/history")
+async def rates_of_no_time(client: httpx.AsyncClient, pool: Pool) -> None:
+    """More of it: test_events.py."""
+    found = (await client.get("/api/v1/stats/history?minutes=5")).json()
+    assert found == {name: [] for name in ("at", "enqueued", "completed", "failed", "dead", "depth")}
+
+
+@happy("GET", "/events")
+async def events_have_tests_of_their_own(client: httpx.AsyncClient, pool: Pool) -> None:
+    """Streams do not end by themselves: test_events.py."""
+    assert (await client.get("/api/v1/events?what=1")).status_code == 422
 
 
 @happy("GET", "/audit")

@@ -15,7 +15,7 @@ from dhara.errors import Unavailable
 from dhara.store.pool import DatabaseSettings, Pool
 from dhara.store.queues import Queue
 from dhara.store.shared import Shared
-from dhara.store.stats import Fleet, Flow, Histogram, totals
+from dhara.store.stats import DatabaseHealth, Fleet, Flow, Histogram, totals
 from dhara.telemetry.metrics import (
     BUCKETS,
     BY_NAME,
@@ -68,6 +68,7 @@ def snapshot(**values: Any) -> Snapshot:
         "delayed": 0,
         "fleet": Fleet(2, 20, 3, 1.5),
         "histograms": [],
+        "health": DatabaseHealth(0, 0, 0.0, 0.0),
         "queues": [],
     }
     return Snapshot(**fields | values)

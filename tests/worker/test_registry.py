@@ -159,3 +159,28 @@ def test_calls_leave_the_context_out() -> None:
     assert handler.s(1, x=2).payload == {"a": 1, "x": 2}
     with pytest.raises(TypeError):
         handler.s(1, 2)
+
+
+def test_schedules_are_declared_above_their_handlers() -> None:
+    tasks = Registry()
+
+    @tasks.every(60, name="often", payload={"n": 1}, overlap="skip")
+    @tasks.cron("0 3 * * *", tz="Europe/Berlin", queue="night")
+    @tasks.task("report", queue="reports", retry=RetryPolicy(max_retries=2))
+    def report(n: int = 0) -> None: ...
+
+    nightly, often = tasks.schedules
+    assert (nightly.name, nightly.type, nightly.cron, nightly.timezone, nightly.queue, nightly.max_retries) == (
+        "report", "report", "0 3 * * *", "Europe/Berlin", "night", 2,
+    )  # fmt: skip
+    assert (often.name, often.every, often.payload, often.queue, often.overlap) == (
+        "often", 60, '{"n":1}', "reports", "skip",
+    )  # fmt: skip
+    wrongs: list[Any] = [tasks.cron("no"), tasks.cron("@daily", tz="Mars"), tasks.every(0)]
+    for wrong in wrongs:
+        with pytest.raises(RegistryError, match="the schedule of report cannot be"):
+            wrong(report)
+    with pytest.raises(RegistryError, match="declared twice"):
+        tasks.cron("@daily")(report)
+    with pytest.raises(RegistryError, match=r"above @tasks\.task"):
+        tasks.cron("@daily")(print)  # type: ignore[arg-type]

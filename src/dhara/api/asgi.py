@@ -25,7 +25,8 @@ from dhara.api import problems
 from dhara.api.auth import Auth, forbidden
 from dhara.api.backpressure import Backpressure
 from dhara.api.cursors import Cursors
-from dhara.api.exchange import ClientGone, Reply, Request, header_values, index_headers
+from dhara.api.events import Feed
+from dhara.api.exchange import ClientGone, Reply, Request, Stream, header_values, index_headers
 from dhara.api.figures import Figures
 from dhara.api.health import Health
 from dhara.api.ingest import Ingest, Wakes
@@ -39,6 +40,7 @@ from dhara.api.wire import query
 from dhara.domain.access import Principal
 from dhara.domain.masking import Mask
 from dhara.maintenance.bulk import Bulk
+from dhara.maintenance.scheduler import Scheduler
 from dhara.settings import Settings
 from dhara.store.audit import Audit
 from dhara.store.failures import Failures
@@ -46,6 +48,7 @@ from dhara.store.keys import Keys
 from dhara.store.operations import Operations
 from dhara.store.pool import Pool
 from dhara.store.queues import Queues
+from dhara.store.schedules import Schedules
 from dhara.store.search import Search
 from dhara.store.stats import Stats
 from dhara.store.tasks import Tasks
@@ -101,6 +104,7 @@ def create_app(
     schema = pool.settings.schema
     tasks, stats, keys = Tasks(pool, schema), Stats(pool, schema), Keys(pool, schema)
     queues, auth = Queues(pool, schema), auth or Auth(settings, KeyRing(keys))
+    figures = Figures(pool, schema)
     parts = Parts(
         settings=settings,
         pool=pool,
@@ -109,6 +113,8 @@ def create_app(
         failures=Failures(pool, schema),
         operations=Operations(pool, schema),
         bulk=Bulk(pool, schema, notifier),
+        schedules=Schedules(pool, schema),
+        scheduler=Scheduler(pool, schema, notifier),
         queues=queues,
         workers=Workers(pool, schema),
         search=Search(pool, schema),
@@ -119,7 +125,8 @@ def create_app(
         auth=auth,
         mask=Mask(settings.masked_fields),
         cursors=Cursors(stats),
-        figures=Figures(pool, schema),
+        figures=figures,
+        feed=Feed(figures, tasks),
         health=Health(pool, schema),
         ingest=Ingest(tasks, pool, notifier),
         pressure=Backpressure(queues, settings.queue_limit),
@@ -156,6 +163,7 @@ class Api(Starlette):
     def drain(self) -> None:
         """Let long polls and streams go, so that a stop need not wait for them."""
         self.parts.waiters.close()
+        self.parts.feed.close()
         if self.site is not None:
             self.site.drain()
 
@@ -302,7 +310,10 @@ class Outgoing:
         await self._send(message)
 
     async def finish(self, reply: Reply) -> None:
-        """Send `reply`, whole."""
+        """Send `reply`, whole, or a stream to its end."""
+        if isinstance(reply, Stream):
+            await self._pour(reply)
+            return
         headers = [
             (b"content-type", reply.content_type),
             (b"content-length", b"%d" % len(reply.body)),
@@ -320,6 +331,13 @@ class Outgoing:
             b"%bx-request-id: %b\r\n%b%b" % (head, self._request_id, _SECURITY_LINES, cached),
             reply.body,
         )
+
+    async def _pour(self, reply: Stream) -> None:
+        headers = [(b"content-type", reply.content_type), *reply.headers]
+        await self({"type": "http.response.start", "status": reply.status, "headers": headers})
+        async for piece in reply.pieces:
+            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+        await self._send({"type": "http.response.body", "body": b""})
 
 
 def _request_id(scope: Scope) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -25,6 +25,12 @@ class Reply(Struct, frozen=True):
     body: bytes = b""
     content_type: bytes = JSON
     headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class Stream(Reply, frozen=True, kw_only=True):
+    """An answer that comes piece by piece, until `pieces` end or the client is gone."""
+
+    pieces: AsyncIterator[bytes]
 
 
 class ClientGone(Exception):

@@ -5,20 +5,25 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from msgspec import Struct
 
+from dhara.domain.forecast import Forecast, forecast
 from dhara.domain.lifecycle import State
-from dhara.store.pool import Pool
+from dhara.store.pool import Executor, Pool
 from dhara.store.queues import Queue, Queues
 from dhara.store.shared import Shared
-from dhara.store.stats import Fleet, Flow, Histogram, Stats, Unroutable, by_status, totals
+from dhara.store.stats import DatabaseHealth, Fleet, Flow, Histogram, Past, Stats, Unroutable, by_status, totals
+from dhara.store.stats import Sample as Totals
 from dhara.telemetry.metrics import (
     BUCKETS,
+    BY_NAME,
     HISTOGRAMS,
     MOST_LABELS,
     OTHER,
     Family,
+    Metric,
     Sample,
     Timing,
     family,
@@ -30,18 +35,27 @@ PATIENCE = 3.0
 READY_CAP = 10_000
 MOST_HISTOGRAMS = 20_000
 RATE_WINDOW = 60.0
+HISTORY_MINUTES = 60
 
 
-class Snapshot(Struct, frozen=True, kw_only=True):
-    """What the database said in one moment."""
+class Pulse(Struct, frozen=True, kw_only=True):
+    """What the database said in one moment: what somebody who watches wants to see every second."""
 
     flows: list[Flow]
     ready: int
     delayed: int
     fleet: Fleet
-    histograms: list[Histogram]
     queues: list[Queue]
     unroutable: list[Unroutable] = []
+    recent: dict[str, Past] = {}
+    samples: list[Totals] = []
+
+
+class Snapshot(Pulse, frozen=True, kw_only=True):
+    """The same, and what a scrape of the metrics wants besides."""
+
+    histograms: list[Histogram]
+    health: DatabaseHealth
 
 
 class Figures:
@@ -52,11 +66,16 @@ class Figures:
         self._schema = schema
         self._clock = clock
         self._shared = Shared(self._take, KEEP)
+        self._pulses = Shared(self._take_pulse, KEEP)
         self._seen: deque[tuple[float, dict[str, tuple[int, int]]]] = deque()
 
     async def snapshot(self) -> Snapshot:
         """The latest figures, at most a second old. Raises `Unavailable` and what the database says."""
         return await self._shared.get(PATIENCE)
+
+    async def pulse(self) -> Pulse:
+        """The latest figures for people who watch, at most a second old."""
+        return await self._pulses.get(PATIENCE)
 
     def rates(self, queues: Sequence[Queue]) -> dict[str, tuple[float, float]]:
         """Tasks a second into and out of each of all queues over the last minute; nothing on the first look."""
@@ -82,20 +101,40 @@ class Figures:
     async def _take(self) -> Snapshot:
         async with self._pool.acquire() as connection:
             stats = Stats(connection, self._schema)
-            flows = await stats.flows()
-            ready, delayed = await stats.ready(READY_CAP)
             return Snapshot(
-                flows=flows,
-                ready=ready,
-                delayed=delayed,
-                fleet=await stats.fleet(),
+                **await self._pulse(connection, stats),
                 histograms=await stats.histograms(MOST_HISTOGRAMS),
-                queues=await Queues(connection, self._schema).list(),
-                unroutable=await stats.unroutable(),
+                health=await stats.health(),
             )
 
+    async def _take_pulse(self) -> Pulse:
+        async with self._pool.acquire() as connection:
+            return Pulse(**await self._pulse(connection, Stats(connection, self._schema)))
 
-def pending(snapshot: Snapshot) -> tuple[int, int]:
+    async def _pulse(self, connection: Executor, stats: Stats) -> dict[str, Any]:
+        flows = await stats.flows()
+        ready, delayed = await stats.ready(READY_CAP)
+        return {
+            "flows": flows,
+            "ready": ready,
+            "delayed": delayed,
+            "fleet": await stats.fleet(),
+            "queues": await Queues(connection, self._schema).list(),
+            "unroutable": await stats.unroutable(),
+            "recent": await stats.recent(),
+            "samples": await stats.samples("*", HISTORY_MINUTES),
+        }
+
+
+def outlook(queue: Queue, past: Past | None) -> Forecast:
+    """What the queue's backlog is coming to."""
+    if past is None or past.age < 1:
+        return forecast(queue.ready, None, None)
+    change, out = queue.depth - past.depth, queue.completed - past.completed
+    return forecast(queue.ready, change / past.age, out / past.age)
+
+
+def pending(snapshot: Pulse) -> tuple[int, int]:
     """PENDING tasks, ready and delayed. Counting stops at a cap; what is beyond it follows from the flows."""
     total = max(0, by_status(snapshot.flows)[State.PENDING])
     if snapshot.ready < READY_CAP:
@@ -121,6 +160,9 @@ def families(snapshot: Snapshot) -> list[Family]:
         *_queue_families(snapshot.queues),
         family("dhara_tasks_unroutable", *_by_type(snapshot.unroutable)),
         *_histogram_families(snapshot.histograms),
+        single("dhara_database_dead_rows", snapshot.health.dead_rows),
+        single("dhara_database_oldest_transaction_seconds", snapshot.health.oldest_transaction),
+        single("dhara_database_notify_queue_usage", snapshot.health.notify_usage),
     ]
 
 
@@ -154,14 +196,18 @@ def _histogram_families(histograms: Sequence[Histogram]) -> list[Family]:
     return [
         family(
             metric,
-            *_bounded([h for h in histograms if h.name == name and len(h.buckets) == len(BUCKETS) + 1]),
+            *_bounded(
+                BY_NAME[metric], [h for h in histograms if h.name == name and len(h.buckets) == len(BUCKETS) + 1]
+            ),
         )
         for name, metric in HISTOGRAMS.items()
     ]
 
 
-def _bounded(histograms: Sequence[Histogram]) -> list[Timing]:
+def _bounded(metric: Metric, histograms: Sequence[Histogram]) -> list[Timing]:
     """The first series as they are; all others added up, so that random types cannot grow the exposition."""
+    if not metric.labels:
+        return [Timing((), h.total, h.buckets) for h in histograms[:1]]
     shown = [Timing((h.queue, h.type), h.total, h.buckets) for h in histograms[:MOST_LABELS]]
     if rest := histograms[MOST_LABELS:]:
         buckets = [sum(column) for column in zip(*(h.buckets for h in rest), strict=True)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from dhara.api.exchange import Reply, Request, json_reply
-from dhara.api.figures import families, pending
+from dhara.api.figures import HISTORY_MINUTES, Pulse, families, outlook, pending
 from dhara.api.problems import not_found
 from dhara.api.shapes import (
     FleetOut,
@@ -14,7 +14,9 @@ from dhara.api.shapes import (
     StatsOut,
     UnroutableOut,
     WorkerList,
+    history_out,
     queue_out,
+    rates_out,
     worker_out,
 )
 from dhara.api.wire import queue_change
@@ -28,13 +30,17 @@ log = logging.getLogger(__name__)
 
 async def queues(request: Request) -> Reply:
     found = [queue for queue in await request.parts.queues.list() if request.principal.sees(queue.name)]
-    rates = request.parts.figures.rates(found)
-    return json_reply(QueueList([queue_out(queue, rates.get(queue.name)) for queue in found]))
+    figures = request.parts.figures
+    rates, recent = figures.rates(found), (await figures.pulse()).recent
+    return json_reply(
+        QueueList([queue_out(one, rates.get(one.name), outlook(one, recent.get(one.name))) for one in found])
+    )
 
 
 async def queue(request: Request) -> Reply:
     found = await request.parts.queues.get(_name(request))
-    return json_reply(queue_out(found, request.parts.figures.rate(found)))
+    past = (await request.parts.figures.pulse()).recent.get(found.name)
+    return json_reply(queue_out(found, request.parts.figures.rate(found), outlook(found, past)))
 
 
 async def change(request: Request) -> Reply:
@@ -64,19 +70,28 @@ async def workers(request: Request) -> Reply:
 
 
 async def stats(request: Request) -> Reply:
-    snapshot = await request.parts.figures.snapshot()
-    ready, delayed = pending(snapshot)
-    fleet = snapshot.fleet
-    return json_reply(
-        StatsOut(
-            by_status={state.value: max(0, n) for state, n in by_status(snapshot.flows).items()},
-            pending=PendingOut(ready, delayed),
-            totals=totals(snapshot.flows),
-            fleet=FleetOut(fleet.workers, fleet.slots, fleet.running, round(fleet.beat_age, 3)),
-            queues=len(snapshot.queues),
-            unroutable=[UnroutableOut(found.type, found.queue, found.count) for found in snapshot.unroutable],
-        )
+    return json_reply(stats_out(await request.parts.figures.pulse()))
+
+
+def stats_out(pulse: Pulse) -> StatsOut:
+    """The figures for a dashboard."""
+    ready, delayed = pending(pulse)
+    fleet = pulse.fleet
+    return StatsOut(
+        by_status={state.value: max(0, n) for state, n in by_status(pulse.flows).items()},
+        pending=PendingOut(ready, delayed),
+        totals=totals(pulse.flows),
+        fleet=FleetOut(fleet.workers, fleet.slots, fleet.running, round(fleet.beat_age, 3)),
+        queues=len(pulse.queues),
+        unroutable=[UnroutableOut(found.type, found.queue, found.count) for found in pulse.unroutable],
+        rates=rates_out(pulse.samples),
+        history=history_out(pulse.samples),
     )
+
+
+async def history(request: Request) -> Reply:
+    queue, minutes = request.query.get("queue", "*"), request.query.get("minutes", HISTORY_MINUTES)
+    return json_reply(history_out(await request.parts.stats.samples(queue, minutes)))
 
 
 async def metrics(request: Request) -> Reply:
@@ -97,6 +112,7 @@ def _own(request: Request) -> list[Family]:
         single("dhara_enqueue_batched_tasks_total", parts.ingest.batched),
         single("dhara_enqueue_waiting", parts.ingest.waiting),
         single("dhara_waiters", len(parts.waiters)),
+        single("dhara_event_streams", len(parts.feed)),
         family(
             "dhara_pool_connections",
             Sample(("used",), parts.pool.size - parts.pool.idle),

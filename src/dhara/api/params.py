@@ -195,6 +195,13 @@ AUDIT = (
     Param("before", _integer(1, 2**62), "next_before of the page before", {"type": "integer", "minimum": 1}),
     Param("limit", _integer(*limits.LIST_LIMIT), "actions a page", _range(*limits.LIST_LIMIT, 50)),
 )
+HISTORY = (
+    Param("queue", _name, "of this queue; without it, of all", _NAMED),
+    Param("minutes", _integer(1, 1_440), "how far back", _range(1, 1_440, 60)),
+)
+EVENTS = (
+    Param("task", _uuid, "also tell of this task; repeat it for several", {"type": "array", "items": _ID}, many=True),
+)
 WAIT = (Param("timeout", _seconds(0, MOST_WAIT), "seconds to wait at most", _range(0, MOST_WAIT, 30, "number")),)
 CANCEL = (
     Param("reason", _text(REASON_LENGTH), "kept in the task's history; default: an operator", _sized(REASON_LENGTH)),

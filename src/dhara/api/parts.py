@@ -9,6 +9,7 @@ from msgspec import Struct
 from dhara.api.auth import Auth
 from dhara.api.backpressure import Backpressure
 from dhara.api.cursors import Cursors
+from dhara.api.events import Feed
 from dhara.api.figures import Figures
 from dhara.api.health import Health
 from dhara.api.ingest import Ingest, Wakes
@@ -16,6 +17,7 @@ from dhara.api.keyring import KeyRing
 from dhara.api.waiters import Waiters
 from dhara.domain.masking import Mask
 from dhara.maintenance.bulk import Bulk
+from dhara.maintenance.scheduler import Scheduler
 from dhara.settings import Settings
 from dhara.store.audit import Audit
 from dhara.store.failures import Failures
@@ -23,6 +25,7 @@ from dhara.store.keys import Keys
 from dhara.store.operations import Operations
 from dhara.store.pool import Pool
 from dhara.store.queues import Queues
+from dhara.store.schedules import Schedules
 from dhara.store.search import Search
 from dhara.store.stats import Stats
 from dhara.store.tasks import Tasks
@@ -40,6 +43,8 @@ class Parts(Struct, frozen=True, kw_only=True):
     failures: Failures
     operations: Operations
     bulk: Bulk
+    schedules: Schedules
+    scheduler: Scheduler
     queues: Queues
     workers: Workers
     search: Search
@@ -51,6 +56,7 @@ class Parts(Struct, frozen=True, kw_only=True):
     mask: Mask
     cursors: Cursors
     figures: Figures
+    feed: Feed
     health: Health
     ingest: Ingest
     pressure: Backpressure

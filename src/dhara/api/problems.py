@@ -41,6 +41,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "request_timeout": (408, "The request took too long to arrive"),
     "wrong_state": (409, "The task's state does not allow that"),
     "idempotency_conflict": (409, "The idempotency key belongs to another payload"),
+    "schedule_exists": (409, "There is a schedule of that name"),
     "body_too_large": (413, "The body is too large"),
     "payload_too_large": (413, "The payload is too large"),
     "url_too_long": (414, "The URL is too long"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from operator import attrgetter
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -15,9 +16,10 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from dhara.domain import limits
+from dhara.domain import limits, schedule
 from dhara.domain.access import LEAST_RATE, MOST_PATTERNS, MOST_RATE, QUEUE_PATTERN, SCOPES, ApiKey
 from dhara.domain.explain import Reason
+from dhara.domain.forecast import Forecast
 from dhara.domain.lifecycle import State
 from dhara.domain.masking import Mask
 from dhara.domain.task import Attempt, Enqueued, LogEntry, NewTask, Task
@@ -26,6 +28,8 @@ from dhara.store.failures import Group
 from dhara.store.keys import MadeKey
 from dhara.store.operations import Operation
 from dhara.store.queues import Queue
+from dhara.store.schedules import Fire, Schedule
+from dhara.store.stats import Sample
 from dhara.store.workers import RunningTask, WorkerRow
 
 Name = Annotated[str, Meta(pattern=f"^{limits.NAME_PATTERN}$", description=limits.NAME_HINT)]
@@ -299,6 +303,103 @@ class OperationList(Struct):
     operations: list[OperationOut]
 
 
+class ScheduleIn(Struct, kw_only=True, forbid_unknown_fields=True):
+    """A schedule: when (cron or every), and what it enqueues."""
+
+    name: Name
+    type: Name
+    cron: Annotated[str, Meta(max_length=schedule.CRON_LENGTH, description="Five fields, or @daily and the like.")] = (
+        _ABSENT
+    )
+    every: Annotated[float, Meta(ge=schedule.EVERY_SECONDS[0], le=schedule.EVERY_SECONDS[1])] = _ABSENT
+    timezone: Annotated[str, Meta(description="An IANA zone, in which cron is meant.")] = "UTC"
+    payload: Json = {}
+    queue: Name = "default"
+    priority: Priority = 0
+    max_retries: Annotated[int, Meta(ge=limits.MAX_RETRIES[0], le=limits.MAX_RETRIES[1])] = 5
+    timeout: Annotated[float, Meta(ge=limits.TIMEOUT_SECONDS[0], le=limits.TIMEOUT_SECONDS[1])] = _ABSENT
+    jitter: Annotated[
+        float, Meta(ge=0, le=schedule.JITTER_SECONDS[1], description="Tasks are put off by up to so many seconds.")
+    ] = 0
+    missed: Annotated[Literal["coalesce", "skip", "catch_up"], Meta(description="What becomes of missed fires.")] = (
+        "coalesce"
+    )
+    overlap: Annotated[
+        Literal["allow", "skip", "cancel_previous"], Meta(description="If the task before is not final yet.")
+    ] = "allow"
+    catch_up_most: Annotated[int, Meta(ge=schedule.CATCH_UP[0], le=schedule.CATCH_UP[1])] = 100
+
+
+class ScheduleChange(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What to change of a schedule; absent fields stay as they are."""
+
+    type: Name = _ABSENT
+    cron: Annotated[str, Meta(max_length=schedule.CRON_LENGTH)] = _ABSENT
+    every: Annotated[float, Meta(ge=schedule.EVERY_SECONDS[0], le=schedule.EVERY_SECONDS[1])] = _ABSENT
+    timezone: str = _ABSENT
+    payload: Json = _ABSENT
+    queue: Name = _ABSENT
+    priority: Priority = _ABSENT
+    max_retries: Annotated[int, Meta(ge=limits.MAX_RETRIES[0], le=limits.MAX_RETRIES[1])] = _ABSENT
+    timeout: Annotated[float, Meta(ge=limits.TIMEOUT_SECONDS[0], le=limits.TIMEOUT_SECONDS[1])] = _ABSENT
+    jitter: Annotated[float, Meta(ge=0, le=schedule.JITTER_SECONDS[1])] = _ABSENT
+    missed: Literal["coalesce", "skip", "catch_up"] = _ABSENT
+    overlap: Literal["allow", "skip", "cancel_previous"] = _ABSENT
+    catch_up_most: Annotated[int, Meta(ge=schedule.CATCH_UP[0], le=schedule.CATCH_UP[1])] = _ABSENT
+
+
+class FireOut(Struct, kw_only=True, omit_defaults=True):
+    """A fire time that has been dealt with; `status` is its task's."""
+
+    fire_at: Moment
+    fired_at: Moment
+    outcome: Annotated[str, Meta(description="enqueued, overlap, missed or by_hand")]
+    task_id: UUID | None = None
+    status: str | None = None
+
+
+class ScheduleOut(Struct, kw_only=True, omit_defaults=True):
+    """A schedule as it stands. `upcoming` and `fires` come where one schedule is asked for."""
+
+    name: str
+    type: str
+    timezone: str
+    payload: Any
+    queue: str
+    priority: int
+    max_retries: int
+    jitter: float
+    missed: str
+    overlap: str
+    catch_up_most: int
+    source: Annotated[Literal["code", "operator"], Meta(description="Declared in code, or made by an operator.")]
+    created_at: Moment
+    updated_at: Moment
+    paused: bool
+    cron: str | None = None
+    every: float | None = None
+    timeout: float | None = None
+    next_at: Moment | None = None
+    last_at: Moment | None = None
+    last_task: UUID | None = None
+    paused_at: Moment | None = None
+    paused_by: str | None = None
+    upcoming: list[Moment] | None = None
+    fires: list[FireOut] | None = None
+
+
+class ScheduleList(Struct):
+    """Schedules by name."""
+
+    schedules: list[ScheduleOut]
+
+
+class RunOut(Struct):
+    """The task of a fire by hand."""
+
+    task_id: UUID
+
+
 class ActionOut(Struct, kw_only=True, omit_defaults=True):
     """An action of an operator. `before` and `after` are what it changed."""
 
@@ -337,6 +438,7 @@ class QueueOut(Struct, kw_only=True, omit_defaults=True):
     paused_at: Moment | None = None
     paused_by: str | None = None
     retention: Annotated[float | None, Meta(description="Seconds that its final tasks are kept.")] = None
+    forecast: ForecastOut | None = None
 
 
 class QueueChangeIn(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -434,6 +536,36 @@ class KeyList(Struct):
     keys: list[KeyOut]
 
 
+class ForecastOut(Struct, omit_defaults=True):
+    """What a backlog is coming to."""
+
+    kind: Literal["empty", "drains", "grows", "steady", "stalled", "unknown"]
+    rate: Annotated[float | None, Meta(description="Tasks a second by which it grows, shrinks or passes through.")] = (
+        None
+    )
+    seconds: Annotated[float | None, Meta(description="Until what is due is drained.")] = None
+
+
+class HistoryOut(Struct):
+    """Rates minute by minute, tasks a second, oldest first; `depth` is PENDING tasks. The last one is still under way."""
+
+    at: Annotated[list[Moment], Meta(description="The end of each span.")]
+    enqueued: list[float]
+    completed: list[float]
+    failed: Annotated[list[float], Meta(description="Attempts that failed.")]
+    dead: list[float]
+    depth: list[int]
+
+
+class RatesOut(Struct):
+    """Tasks a second over the last minute or two."""
+
+    enqueued: float
+    completed: float
+    failed: float
+    dead: float
+
+
 class PendingOut(Struct):
     """PENDING tasks."""
 
@@ -467,6 +599,8 @@ class StatsOut(Struct):
     fleet: FleetOut
     queues: int
     unroutable: Annotated[list[UnroutableOut], Meta(description="Most first; about 10,000 ready tasks are looked at.")]
+    rates: RatesOut
+    history: Annotated[HistoryOut, Meta(description="The last hour; /stats/history has more, and single queues.")]
 
 
 class CheckOut(Struct, omit_defaults=True):
@@ -596,6 +730,14 @@ def explain_out(id: UUID, status: State, reasons: list[Reason]) -> ExplainOut:
     return ExplainOut(code=first.code, text=first.text, facts=first.facts, id=id, status=status, also=also)
 
 
+def schedule_out(one: Schedule, upcoming: list[datetime] | None = None, fires: list[Fire] | None = None) -> ScheduleOut:
+    own = ("paused", "upcoming", "fires")
+    values = {field: getattr(one, field) for field in ScheduleOut.__struct_fields__ if field not in own}
+    shown = None if fires is None else [FireOut(**msgspec.structs.asdict(fire)) for fire in fires]
+    values |= {"payload": raw(one.payload), "paused": one.paused_at is not None, "upcoming": upcoming, "fires": shown}
+    return ScheduleOut(**values)
+
+
 def group_out(group: Group) -> GroupOut:
     values = {field: getattr(group, field) for field in GroupOut.__struct_fields__ if field != "muted"}
     return GroupOut(**values, muted=group.muted_at is not None)
@@ -616,7 +758,31 @@ def action_out(action: Action) -> ActionOut:
     return ActionOut(**values | {"before": raw(action.before), "after": raw(action.after)})
 
 
-def queue_out(queue: Queue, rates: tuple[float, float] | None) -> QueueOut:
+def history_out(samples: list[Sample]) -> HistoryOut:
+    spans = [(a, b, (b.at - a.at).total_seconds()) for a, b in pairwise(samples)]
+    spans = [span for span in spans if span[2] >= 1]
+
+    def rates(name: str) -> list[float]:
+        return [round(max(0, getattr(b, name) - getattr(a, name)) / seconds, 3) for a, b, seconds in spans]
+
+    return HistoryOut(
+        at=[b.at for _, b, _ in spans],
+        enqueued=rates("enqueued"),
+        completed=rates("completed"),
+        failed=rates("failed"),
+        dead=rates("dead"),
+        depth=[max(0, b.depth) for _, b, _ in spans],
+    )
+
+
+def rates_out(samples: list[Sample]) -> RatesOut:
+    """Over the last whole minute and what has passed of this one."""
+    shown = history_out([samples[-3], samples[-1]] if len(samples) > 2 else samples)
+    last = {name: (getattr(shown, name) or [0.0])[-1] for name in RatesOut.__struct_fields__}
+    return RatesOut(**last)
+
+
+def queue_out(queue: Queue, rates: tuple[float, float] | None = None, forecast: Forecast | None = None) -> QueueOut:
     return QueueOut(
         name=queue.name,
         depth=queue.depth,
@@ -634,6 +800,7 @@ def queue_out(queue: Queue, rates: tuple[float, float] | None) -> QueueOut:
         paused_at=queue.paused_at,
         paused_by=queue.paused_by,
         retention=queue.retention,
+        forecast=None if forecast is None else ForecastOut(forecast.kind, forecast.rate, forecast.seconds),  # type: ignore[arg-type]
     )
 
 

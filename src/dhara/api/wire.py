@@ -193,6 +193,22 @@ async def queue_change(request: Request) -> dict[str, float | None]:
     return {"retention": None if seconds is None else float(seconds)}
 
 
+async def fields(request: Request) -> tuple[dict[str, Any], str | None]:
+    """An object's fields, and its payload as it came, if it has one; nothing is checked yet. Raises `Refused`."""
+    check_media(request)
+    body = await read(request, BODY_BYTES)
+    value = parse(body, limits.JSON_DEPTH + 1)
+    if not isinstance(value, dict):
+        raise Refused("invalid_task", "the body must be an object", errors=(("body", "must be an object"),))
+    if "payload" not in value:
+        return value, None
+    del value["payload"]
+    sliced = bytes(_raw(_ONE, body)["payload"])
+    if len(sliced) > limits.PAYLOAD_BYTES:
+        raise InvalidTask([("payload", f"is larger than {limits.PAYLOAD_BYTES // 1024} KiB")], "payload_too_large")
+    return value, sliced.decode()
+
+
 def _raw(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
     try:
         return decoder.decode(body)

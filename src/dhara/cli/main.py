@@ -24,10 +24,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tasks": ("dhara.cli.tasks:tasks", "List, look at, cancel, retry and wait for tasks."),
     "dead": ("dhara.cli.dead:dead", "DEAD tasks: list, group, retry and purge them."),
     "operations": ("dhara.cli.dead:operations", "Bulk operations: list, look at and stop them."),
+    "schedules": ("dhara.cli.schedules:schedules", "List, make, change, pause and run schedules."),
     "queues": ("dhara.cli.queues:queues", "List, look at, pause and resume queues."),
     "keys": ("dhara.cli.keys:keys", "Make, list, rotate and revoke API keys."),
     "workers": ("dhara.cli.queues:workers", "List live and lately lost workers."),
     "actions": ("dhara.cli.actions:actions", "Who did what: the audit log."),
+    "top": ("dhara.cli.top:top", "Watch the fleet, live."),
+    "doctor": ("dhara.cli.doctor:doctor", "Check set-up, database and fleet, and say what to do."),
     "audit": ("dhara.cli.audit:audit", "Check the invariants over all tasks and their whole history."),
     "bench": ("dhara.cli.bench:bench", "Measure dhara on this database, in a schema of its own."),
 }

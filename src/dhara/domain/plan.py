@@ -24,6 +24,8 @@ def spec_of(fields: Mapping[str, Any], payload: str = "{}") -> Spec:
     for field in fields:
         if field not in FIELDS:
             problems.add(field, "unknown field")
+        elif fields[field] is None:
+            problems.add(field, "must not be null; leave it out")
     name("name", fields.get("name"), _NOW, problems)
     _timing(fields, problems)
     _choice("missed", schedule.MISSED, fields, problems)

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 _ROLE = "maintenance"
 _PRUNE_EVERY = 30.0
 _CHORES_EVERY = 1.0
+_KEEP_RATES = 86_400.0
 _FORGET_WORKERS_AFTER = 7 * 86_400.0
 
 
@@ -70,9 +71,11 @@ class Maintenance:
         await self._reaper.look()
         await self._expire()
         await self._stats.fold_counters()
+        await self._stats.sample()
         if (now := time.monotonic()) >= self._next_prune:
             await self._pruner.prune()
             await self._workers.prune(_FORGET_WORKERS_AFTER)
+            await self._stats.prune_rates(_KEEP_RATES)
             await self._schedules.prune(self._settings.history_retention)
             # With more to do, some of it every round.
             self._next_prune = now if self._pruner.behind else now + _PRUNE_EVERY

@@ -51,6 +51,37 @@ class Unroutable(Struct, frozen=True):
     count: int
 
 
+class Sample(Struct, frozen=True):
+    """A queue's totals since the beginning at one moment, and how many of its tasks were PENDING."""
+
+    minute: datetime
+    at: datetime
+    enqueued: int
+    completed: int
+    failed: int
+    dead: int
+    depth: int
+
+
+class Past(Struct, frozen=True):
+    """A queue's totals some `age` seconds ago."""
+
+    age: float
+    enqueued: int
+    completed: int
+    depth: int
+
+
+class DatabaseHealth(Struct, frozen=True):
+    """How the database fares: rows that vacuum has to remove, the age of the oldest transaction in seconds, and how full its
+    queue of notifications is (0 to 1)."""
+
+    dead_rows: int
+    live_rows: int
+    oldest_transaction: float
+    notify_usage: float
+
+
 class Clock(Struct, frozen=True):
     """The database's time, and whether it takes no writes."""
 
@@ -81,6 +112,28 @@ class Stats:
     async def fold_counters(self) -> None:
         """Fold the rows that the flows are summed from."""
         await self.db.execute(self._sql("fold_counters"))
+
+    async def sample(self, most: int = 200) -> None:
+        """Note this minute's totals of the `most` busiest queues, unless they are noted."""
+        await self.db.execute(self._sql("sample"), most)
+
+    async def samples(self, queue: str = "*", minutes: int = 60) -> list[Sample]:
+        """A queue's totals minute by minute, oldest first, and last as they are now; `*`: those of all queues."""
+        return [Sample(*row) for row in await self.db.fetch(self._sql("samples"), queue, minutes)]
+
+    async def recent(self) -> dict[str, Past]:
+        """Each queue's totals some minutes ago, five at most."""
+        return {row[0]: Past(*row[1:]) for row in map(tuple, await self.db.fetch(self._sql("recent")))}
+
+    async def prune_rates(self, keep: float) -> None:
+        """Forget samples older than `keep` seconds."""
+        await self.db.execute(self._sql("prune_rates"), keep)
+
+    async def health(self) -> DatabaseHealth:
+        """What operators should know of the database."""
+        row = await self.db.fetchrow(self._sql("health"), self.schema)
+        assert row is not None
+        return DatabaseHealth(*row)
 
     async def ready(self, cap: int = 100_000) -> tuple[int, int]:
         """PENDING tasks that are ready, and delayed, each counted up to `cap`."""

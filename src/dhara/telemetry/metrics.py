@@ -81,6 +81,18 @@ TABLE: tuple[Metric, ...] = (
         ("queue", "type"),
     ),
     Metric("dhara_task_run_seconds", "histogram", "From the start to the end of an attempt.", ("queue", "type")),
+    Metric("dhara_claim_seconds", "histogram", "How long claims that took tasks were on their way."),
+    Metric("dhara_claim_batch_tasks", "histogram", "Tasks that such a claim took."),
+    Metric("dhara_settle_seconds", "histogram", "How long it took to write the outcomes of attempts."),
+    Metric("dhara_settle_batch_tasks", "histogram", "Outcomes that were written at once."),
+    Metric("dhara_database_dead_rows", "gauge", "Rows of dhara's tables that vacuum has to remove, by the statistics."),
+    Metric(
+        "dhara_database_oldest_transaction_seconds",
+        "gauge",
+        "Age of the oldest transaction that keeps vacuum from removing rows.",
+    ),
+    Metric("dhara_database_notify_queue_usage", "gauge", "How full the database's queue of notifications is, 0 to 1."),
+    Metric("dhara_event_streams", "gauge", "Server-sent event streams of this process."),
     Metric("dhara_database_up", "gauge", "1 if the database answered this scrape."),
     Metric(
         "dhara_http_requests_total",
@@ -107,7 +119,14 @@ TABLE: tuple[Metric, ...] = (
 )
 BY_NAME: Mapping[str, Metric] = {metric.name: metric for metric in TABLE}
 # Series of the table `histograms` -> the metric they are shown as.
-HISTOGRAMS: Mapping[str, str] = {"wait": "dhara_task_wait_seconds", "run": "dhara_task_run_seconds"}
+HISTOGRAMS: Mapping[str, str] = {
+    "wait": "dhara_task_wait_seconds",
+    "run": "dhara_task_run_seconds",
+    "claim": "dhara_claim_seconds",
+    "claim_batch": "dhara_claim_batch_tasks",
+    "settle": "dhara_settle_seconds",
+    "settle_batch": "dhara_settle_batch_tasks",
+}
 
 
 def bucket(seconds: float, bounds: tuple[float, ...] = BUCKETS) -> int:

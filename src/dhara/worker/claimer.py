@@ -55,6 +55,7 @@ class Claimer(Service):
         deliver: Callable[[list[Claim]], None],
         rng: random.Random,
         clock: Callable[[], float] = time.monotonic,
+        observe: Callable[[str, int, float], None] = lambda name, tasks, seconds: None,
     ) -> None:
         super().__init__()
         self._tasks = tasks
@@ -67,6 +68,7 @@ class Claimer(Service):
         self._deliver = deliver
         self._rng = rng
         self._clock = clock
+        self._observe = observe
         self._news = asyncio.Event()
         self._roomy = asyncio.Event()
         self._woken = True
@@ -164,6 +166,7 @@ class Claimer(Service):
             try:
                 claims = await self._tasks.claim(self._worker, self._types, most, lanes)
                 if claims:
+                    self._observe("claim", len(claims), self._clock() - self._asked)
                     self._lanes.took(claims)
                     self._deliver(claims)
                 if len(claims) < most:

@@ -142,6 +142,16 @@ class Context:
         return self._claim.max_retries
 
     @property
+    def run_at(self) -> datetime:
+        """When this attempt was due, by the database's clock."""
+        return self._claim.run_at
+
+    @property
+    def claimed_at(self) -> datetime:
+        """When its worker took it, by the database's clock."""
+        return self._claim.started_at
+
+    @property
     def lease(self) -> UUID:
         """The token of this attempt; changes with each one."""
         return self._claim.lease

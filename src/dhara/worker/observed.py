@@ -28,6 +28,7 @@ class Observations:
 
     def __init__(self) -> None:
         self._times: dict[tuple[str, str], _Times] = {}
+        self._batches: dict[str, Histogram] = {}
         self.rejected = 0
 
     def ran(self, claim: Claim, seconds: float) -> None:
@@ -43,10 +44,26 @@ class Observations:
         times.run_total += seconds
         times.run_buckets[bisect_left(BUCKETS, seconds)] += 1
 
+    def batch(self, name: str, tasks: int, seconds: float) -> None:
+        """A statement of many tasks has been answered: `name` is claim or settle."""
+        for series, value in ((name, seconds), (f"{name}_batch", float(tasks))):
+            buckets = [0] * (len(BUCKETS) + 1)
+            buckets[bisect_left(BUCKETS, value)] = 1
+            self._add(Histogram(series, "", "", value, buckets))
+
+    def _add(self, one: Histogram) -> None:
+        """To what is known of its batches."""
+        known = self._batches.get(one.name)
+        if known is not None:
+            buckets = [a + b for a, b in zip(known.buckets, one.buckets, strict=True)]
+            one = Histogram(one.name, "", "", known.total + one.total, buckets)
+        self._batches[one.name] = one
+
     def take(self) -> list[Histogram]:
         """All of them; the next ones start from nothing."""
         seen, self._times = self._times, {}
-        return [
+        batches, self._batches = self._batches, {}
+        return [*batches.values()] + [
             histogram
             for key, times in seen.items()
             for histogram in (
@@ -58,6 +75,9 @@ class Observations:
     def put_back(self, seen: Sequence[Histogram]) -> None:
         """They could not be sent: keep them for the next round."""
         for one in seen:
+            if one.name not in ("wait", "run"):
+                self._add(one)
+                continue
             times = self._times.setdefault((one.queue, one.type), _Times())
             if one.name == "wait":
                 times.wait_total += one.total

@@ -11,8 +11,11 @@ from msgspec import Struct
 
 from dhara.domain import limits
 from dhara.domain.backoff import RetryPolicy
+from dhara.domain.plan import spec_of
+from dhara.domain.schedule import Spec
 from dhara.domain.task import Call
-from dhara.errors import RegistryError
+from dhara.domain.validate import encode_json
+from dhara.errors import InvalidTask, RegistryError
 from dhara.worker.context import Context
 from dhara.worker.payload import Model, model_of
 
@@ -124,6 +127,7 @@ class Registry:
 
     def __init__(self) -> None:
         self._handlers: dict[str, Handler[..., Any]] = {}
+        self._schedules: dict[str, Spec] = {}
         self.around: list[AsyncMiddleware] = []
         self.within: list[SyncMiddleware] = []
         self._lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None = None
@@ -197,6 +201,48 @@ class Registry:
             return handler
 
         return register
+
+    def cron(
+        self, expression: str, *, tz: str = "UTC", name: str | None = None, payload: Any = None, **options: Any
+    ) -> Callable[[Handler[P, R]], Handler[P, R]]:
+        """Declare a schedule of a handler, above its `@tasks.task(...)`: a task of it at every fire time of `expression`.
+
+        `tz`: the IANA zone in which it is meant. `name`: the schedule's, by default the task type's. `payload`: what the
+        handler is given. `options`: queue, priority, max_retries, timeout, jitter, missed, overlap, catch_up_most
+        (docs/how-to/schedules.md). The workers that know the handler make or change the schedule as they start.
+        Raises `RegistryError`.
+        """
+        return self._scheduled({"cron": expression, "timezone": tz} | options, name, payload)
+
+    def every(
+        self, seconds: float, *, name: str | None = None, payload: Any = None, **options: Any
+    ) -> Callable[[Handler[P, R]], Handler[P, R]]:
+        """As `cron`, for a task every so many seconds."""
+        return self._scheduled({"every": seconds} | options, name, payload)
+
+    def _scheduled(
+        self, fields: dict[str, Any], name: str | None, payload: Any
+    ) -> Callable[[Handler[P, R]], Handler[P, R]]:
+        def declare(handler: Handler[P, R]) -> Handler[P, R]:
+            if not isinstance(handler, Handler):
+                raise RegistryError("a schedule stands above @tasks.task(...), which makes the handler that it fires")
+            values = {**handler.defaults(), "name": name or handler.type, "type": handler.type, **fields}
+            try:
+                text = encode_json({} if payload is None else payload, what="payload", most_bytes=limits.PAYLOAD_BYTES)
+                spec = spec_of(values, text)
+            except InvalidTask as error:
+                raise RegistryError(f"the schedule of {handler.type} cannot be: {error}") from None
+            if spec.name in self._schedules:
+                raise RegistryError(f"schedule {spec.name!r} is declared twice; give one of them another name=")
+            self._schedules[spec.name] = spec
+            return handler
+
+        return declare
+
+    @property
+    def schedules(self) -> list[Spec]:
+        """The schedules that are declared here."""
+        return list(self._schedules.values())
 
     @property
     def types(self) -> list[str]:

@@ -30,6 +30,7 @@ from dhara.errors import ConfigError, DharaError
 from dhara.service import Every, within
 from dhara.settings import Settings
 from dhara.store.pool import DatabaseSettings, Pool
+from dhara.store.schedules import Schedules
 from dhara.store.stats import Stats
 from dhara.store.tasks import Tasks
 from dhara.store.wakeup import Listener
@@ -126,6 +127,7 @@ class Runner:
             rejected=self._rejected,
             relieved=self._freed,
             returned=lambda seconds: self.claimer.expect(seconds),  # noqa: PLW0108 the claimer comes later
+            observe=lambda *seen: self.slots.observations.batch(*seen),  # noqa: PLW0108 the slots come later
         )
         self.slots = Slots(
             registry,
@@ -152,6 +154,7 @@ class Runner:
             rooms=self.slots.rooms,
             deliver=self._deliver,
             rng=self._rng,
+            observe=self.slots.observations.batch,
         )
         self.comparer = Comparer(self, self.tasks, Stats(self._pool, schema), self.slots.observations)
         self._compare = Every(settings.heartbeat_interval, self.comparer.compare, "comparing leases")
@@ -194,6 +197,7 @@ class Runner:
         except Exception as error:
             why = error if isinstance(error, DharaError) else f"{type(error).__name__}: {error}"
             raise ConfigError(f"the registry's lifespan failed as it began: {why}") from error
+        await Schedules(self._pool, self._pool.settings.schema).declare(self.registry.schedules)
         await self._workers.register(
             NewWorker(
                 id=self.id,

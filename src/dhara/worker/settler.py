@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
@@ -32,7 +33,7 @@ class Settler(Service):
     """Writes the settlements of one worker.
 
     `rejected` hears of each stale one, `relieved` when it is no longer full, `returned` in how many seconds the first of a
-    batch's tasks is due again.
+    batch's tasks is due again, `observe` of each batch: its size and how long it took.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Settler(Service):
         rejected: Callable[[Settlement], None] = lambda s: None,
         relieved: Callable[[], None] = lambda: None,
         returned: Callable[[float], None] = lambda seconds: None,
+        observe: Callable[[str, int, float], None] = lambda name, tasks, seconds: None,
     ) -> None:
         super().__init__()
         self._tasks = tasks
@@ -52,6 +54,7 @@ class Settler(Service):
         self._rejected = rejected
         self._relieved = relieved
         self._returned = returned
+        self._observe = observe
         self._waiting: list[Settlement] = []
         self._flushing: Sequence[Settlement] = ()
         self._news = asyncio.Event()
@@ -133,7 +136,9 @@ class Settler(Service):
         await self._write([burial])
 
     async def _settle(self, batch: Sequence[Settlement]) -> None:
+        start = time.monotonic()
         accepted = await self._tasks.settle(batch)
+        self._observe("settle", len(batch), time.monotonic() - start)
         waits = [s.delay for s in batch if s.event in _RETURNS and s.lease in accepted]
         if waits:
             self._returned(min(waits))

@@ -1,0 +1,88 @@
+"""Endpoints of schedules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from dhara.api import wire
+from dhara.api.exchange import Reply, Request, json_reply
+from dhara.api.problems import Refused, not_found
+from dhara.api.shapes import RunOut, ScheduleList, schedule_out
+from dhara.domain import limits
+from dhara.domain.plan import spec_of
+from dhara.errors import InvalidTask
+from dhara.store.schedules import Schedule
+
+UPCOMING = 5
+
+
+async def listing(request: Request) -> Reply:
+    return json_reply(ScheduleList([schedule_out(one) for one in await request.parts.schedules.all()]))
+
+
+async def create(request: Request) -> Reply:
+    fields, payload = await wire.fields(request)
+    made = await request.parts.schedules.create(spec_of(fields, payload or "{}"), request.actor)
+    if made is None:
+        name = fields["name"]
+        detail = f"there is a schedule {name!r} already; change it by PATCH"
+        raise Refused("schedule_exists", detail, errors=(("name", "is taken"),))
+    return json_reply(schedule_out(made), 201, ((b"location", f"/api/v1/schedules/{made.name}".encode()),))
+
+
+async def get(request: Request) -> Reply:
+    return await _whole(request, await request.parts.schedules.get(_name(request)))
+
+
+async def update(request: Request) -> Reply:
+    standing = await request.parts.schedules.get(_name(request))
+    fields, payload = await wire.fields(request)
+    if "name" in fields:
+        raise InvalidTask([("name", "cannot be changed; make another schedule")])
+    spec = spec_of(merged(standing, fields), standing.payload if payload is None else payload)
+    return await _whole(request, await request.parts.schedules.update(spec, request.actor))
+
+
+async def delete(request: Request) -> Reply:
+    standing = await request.parts.schedules.get(_name(request))
+    await request.parts.schedules.delete(standing.name, request.actor)
+    return json_reply(schedule_out(standing))
+
+
+async def pause(request: Request) -> Reply:
+    await request.parts.schedules.pause(_name(request), request.actor)
+    return await get(request)
+
+
+async def resume(request: Request) -> Reply:
+    await request.parts.schedules.resume(_name(request), request.actor)
+    return await get(request)
+
+
+async def run(request: Request) -> Reply:
+    return json_reply(RunOut(await request.parts.scheduler.run_now(_name(request), request.actor)), 201)
+
+
+def merged(standing: Schedule, fields: dict[str, Any]) -> dict[str, Any]:
+    """The definition of `standing`, changed by `fields`: a cron takes the place of an `every`, and the other way about."""
+    values = {key: value for key, value in msgspec.structs.asdict(standing.spec).items() if value is not None}
+    del values["payload"]
+    for one, other in (("cron", "every"), ("every", "cron")):
+        if one in fields and other not in fields:
+            values.pop(other, None)
+    return values | fields | {"name": standing.name}
+
+
+async def _whole(request: Request, schedule: Schedule) -> Reply:
+    store = request.parts.schedules
+    upcoming = schedule.timing(schedule.anchor).upcoming(await store.now(), UPCOMING)
+    return json_reply(schedule_out(schedule, upcoming, await store.fires(schedule.name)))
+
+
+def _name(request: Request) -> str:
+    name = request.path["name"]
+    if not limits.NAME.fullmatch(name):
+        raise not_found()
+    return name

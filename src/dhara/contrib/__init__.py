@@ -1,0 +1,1 @@
+"""Helpers for other libraries; nothing inside dhara imports them."""
