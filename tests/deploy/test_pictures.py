@@ -36,7 +36,7 @@ def expressions() -> list[str]:
 async def exposition(pool: Pool) -> str:
     """A real answer, of a database where something of everything has happened."""
     await make_task(pool, State.COMPLETED)
-    await make_task(pool)
+    await make_task(pool, type="nobody.knows")
     seen = [Histogram(name, "default", "t", 1.0, [1] * (len(BUCKETS) + 1)) for name in HISTOGRAMS]
     await Stats(pool).observe(seen)
     app = create_app(pool=pool, settings=Settings())

@@ -84,10 +84,13 @@ class Feed:
     def __len__(self) -> int:
         return len(self._subscriptions)
 
-    def subscribe(self, tasks: frozenset[UUID] = frozenset()) -> Subscription:
-        """A new stream. Raises `Refused` when there are too many."""
+    def check(self) -> None:
+        """Raise `Refused` when there are too many streams."""
         if len(self._subscriptions) >= MOST_STREAMS:
             raise busy("overloaded", f"there are {MOST_STREAMS} event streams already; poll /stats instead", 5)
+
+    def subscribe(self, tasks: frozenset[UUID] = frozenset()) -> Subscription:
+        """A new stream, which must be unsubscribed at its end."""
         made = Subscription(tasks)
         self._subscriptions.add(made)
         for key, event in self._last.items():
@@ -163,16 +166,17 @@ async def stream(request: Request) -> Reply:
         message = f"at most {MOST_TASKS} tasks a stream"
         raise Refused("invalid_query", message, errors=(("task", message),))
     feed = request.parts.feed
-    subscription = feed.subscribe(tasks)
+    feed.check()
     return Stream(
         200,
         content_type=b"text/event-stream",
         headers=((b"x-accel-buffering", b"no"),),
-        pieces=_pieces(feed, subscription, request.receive),
+        pieces=_pieces(feed, tasks, request.receive),
     )
 
 
-async def _pieces(feed: Feed, subscription: Subscription, receive: Callable[[], Any]) -> AsyncIterator[bytes]:
+async def _pieces(feed: Feed, tasks: frozenset[UUID], receive: Callable[[], Any]) -> AsyncIterator[bytes]:
+    subscription = feed.subscribe(tasks)
     gone = asyncio.ensure_future(_hung_up(receive, subscription))
     try:
         yield _RETRY

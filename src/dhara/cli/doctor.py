@@ -17,12 +17,13 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 def doctor(console: Console, strict: bool) -> int:
     """Check set-up, database and fleet, and say what to do. Exits 0 if nothing fails, 1 if something does, 69 if the
     database does not answer."""
+    from dhara import __version__
     from dhara.cli.database import with_pool
     from dhara.cli.tables import clean
     from dhara.domain.doctor import FAIL, WARN, examine
     from dhara.store.doctor import Doctor
 
-    seen = with_pool(console, lambda pool: Doctor(pool, pool.settings.schema).look(), check=False)
+    seen = with_pool(console, lambda pool: Doctor(pool, pool.settings.schema).look(__version__), check=False)
     findings = examine(seen, console.settings().stale_after)
     worst = {finding.status for finding in findings}
     if console.json:

@@ -17,7 +17,7 @@ from dhara.domain.task import NewTask
 from dhara.errors import IdempotencyConflict, NotFound
 from dhara.maintenance.bulk import Wakes
 from dhara.store.audit import Audit
-from dhara.store.pool import Pool
+from dhara.store.pool import Pool, is_transient
 from dhara.store.schedules import Schedule, Schedules
 from dhara.store.tasks import Tasks
 
@@ -58,8 +58,11 @@ class Scheduler:
                 if held is None:
                     return
                 await self._fire_held(connection, held[0], expected, held[1])
-        except ValueError as error:
-            # Such as a zone that this machine does not know any more: it would fail the same way every second.
+        except Exception as error:
+            if is_transient(error):
+                raise
+            # Such as a zone that this machine does not know any more: it would fail the same way every second, and keep
+            # those behind it from their turn.
             log.error("schedule %s cannot be fired and is paused: %s", name, error)
             await Schedules(self._pool, self._schema).pause(name, f"dhara: {error}"[:200])
             return

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from dhara import __version__
 from dhara.domain.doctor import Examined, Holder, TableHealth
 from dhara.store import migrate
 from dhara.store.pool import Executor
@@ -27,7 +26,7 @@ class Doctor:
     def _sql(self, name: str) -> str:
         return load("doctor/" + name, self.schema)
 
-    async def look(self, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Examined:
+    async def look(self, own_version: str, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Examined:
         """Everything, but what needs the schema where migrations are missing. `clock` is this machine's."""
         before = clock()
         row = await self.db.fetchrow(self._sql("server"))
@@ -37,7 +36,7 @@ class Doctor:
         values["clock"] = (before + (after - before) / 2 - row["now"]).total_seconds()
         missing = (await migrate.status(self.db, self.schema)).missing
         values["missing"] = [f"{step.version:04}_{step.name}" for step in missing]
-        values["own_version"] = __version__
+        values["own_version"] = own_version
         values["holders"] = [Holder(*found) for found in await self.db.fetch(self._sql("holders"))]
         if not missing:
             values |= await self._schema()
