@@ -13,7 +13,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Protocol, cast
 
 from starlette.applications import Starlette
@@ -335,8 +335,9 @@ class Outgoing:
     async def _pour(self, reply: Stream) -> None:
         headers = [(b"content-type", reply.content_type), *reply.headers]
         await self({"type": "http.response.start", "status": reply.status, "headers": headers})
-        async for piece in reply.pieces:
-            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+        async with aclosing(reply.pieces) as pieces:
+            async for piece in pieces:
+                await self._send({"type": "http.response.body", "body": piece, "more_body": True})
         await self._send({"type": "http.response.body", "body": b""})
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 from uuid import UUID
 
@@ -175,7 +175,7 @@ async def stream(request: Request) -> Reply:
     )
 
 
-async def _pieces(feed: Feed, tasks: frozenset[UUID], receive: Callable[[], Any]) -> AsyncIterator[bytes]:
+async def _pieces(feed: Feed, tasks: frozenset[UUID], receive: Callable[[], Any]) -> AsyncGenerator[bytes, None]:
     subscription = feed.subscribe(tasks)
     gone = asyncio.ensure_future(_hung_up(receive, subscription))
     try:
