@@ -85,6 +85,10 @@ def test_schedules(dhara: Dhara) -> None:
     dhara("schedules", "delete", "nightly")
     assert dhara.json("schedules", "list") == {"schedules": []}
     dhara("schedules", "delete", "nightly", code=1)
+    code = "from dhara import Registry\ntasks = Registry()\n@tasks.every(60)\n@tasks.task('beat')\ndef beat(): ...\n"
+    (dhara.folder / "declared_here.py").write_text(code)
+    assert dhara.run("schedules", "declare", "declared_here").stdout == "beat: every 1m\n"
+    assert dhara.json("schedules", "list")["schedules"][0]["source"] == "code"
 
 
 def test_the_doctor(dhara: Dhara, dhara_on_empty: Dhara, dsn: str) -> None:

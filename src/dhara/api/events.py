@@ -2,7 +2,7 @@
 
     stats    the figures of /stats
     queues   every queue with its figures
-    task     a task that the stream asked for, whenever it has changed
+    task     a task that the stream asked for, as lists show it, whenever it has changed
     : beat   a comment after a while of silence, so that both ends know that the other is there
 
 What has not been sent when the next round comes is replaced by it: a slow reader gets fewer events, not older ones, and
@@ -148,7 +148,7 @@ class Feed:
 
     def _tell(self, found: dict[UUID, Task]) -> None:
         for id, task in found.items():
-            event = _event("task", shapes.task_out(task))
+            event = _event("task", shapes.task_row(task))
             if self._seen.get(id) != event:
                 self._seen[id] = event
                 for one in self._subscriptions:

@@ -11,6 +11,7 @@ from dhara.api.exchange import Reply, Request, json_reply
 from dhara.api.problems import Refused, not_found
 from dhara.api.shapes import RunOut, ScheduleList, schedule_out
 from dhara.domain import limits
+from dhara.domain.access import PAYLOAD
 from dhara.domain.plan import spec_of
 from dhara.errors import InvalidTask
 from dhara.store.schedules import Schedule
@@ -19,7 +20,8 @@ UPCOMING = 5
 
 
 async def listing(request: Request) -> Reply:
-    return json_reply(ScheduleList([schedule_out(one) for one in await request.parts.schedules.all()]))
+    found = await request.parts.schedules.all()
+    return json_reply(ScheduleList([schedule_out(one, **_seen_by(request)) for one in found]))
 
 
 async def create(request: Request) -> Reply:
@@ -29,7 +31,9 @@ async def create(request: Request) -> Reply:
         name = fields["name"]
         detail = f"there is a schedule {name!r} already; change it by PATCH"
         raise Refused("schedule_exists", detail, errors=(("name", "is taken"),))
-    return json_reply(schedule_out(made), 201, ((b"location", f"/api/v1/schedules/{made.name}".encode()),))
+    return json_reply(
+        schedule_out(made, **_seen_by(request)), 201, ((b"location", f"/api/v1/schedules/{made.name}".encode()),)
+    )
 
 
 async def get(request: Request) -> Reply:
@@ -48,7 +52,7 @@ async def update(request: Request) -> Reply:
 async def delete(request: Request) -> Reply:
     standing = await request.parts.schedules.get(_name(request))
     await request.parts.schedules.delete(standing.name, request.actor)
-    return json_reply(schedule_out(standing))
+    return json_reply(schedule_out(standing, **_seen_by(request)))
 
 
 async def pause(request: Request) -> Reply:
@@ -78,7 +82,13 @@ def merged(standing: Schedule, fields: dict[str, Any]) -> dict[str, Any]:
 async def _whole(request: Request, schedule: Schedule) -> Reply:
     store = request.parts.schedules
     upcoming = schedule.timing(schedule.anchor).upcoming(await store.now(), UPCOMING)
-    return json_reply(schedule_out(schedule, upcoming, await store.fires(schedule.name)))
+    fires = await store.fires(schedule.name)
+    return json_reply(schedule_out(schedule, upcoming, fires, **_seen_by(request)))
+
+
+def _seen_by(request: Request) -> dict[str, Any]:
+    """What of the payload the caller may see."""
+    return {"mask": request.parts.mask, "hidden": not request.principal.may(PAYLOAD)}
 
 
 def _name(request: Request) -> str:

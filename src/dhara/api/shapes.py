@@ -364,7 +364,6 @@ class ScheduleOut(Struct, kw_only=True, omit_defaults=True):
     name: str
     type: str
     timezone: str
-    payload: Any
     queue: str
     priority: int
     max_retries: int
@@ -376,6 +375,7 @@ class ScheduleOut(Struct, kw_only=True, omit_defaults=True):
     created_at: Moment
     updated_at: Moment
     paused: bool
+    payload: Annotated[Any, Meta(description="Absent for who may not see payloads.")] = None
     cron: str | None = None
     every: float | None = None
     timeout: float | None = None
@@ -730,11 +730,20 @@ def explain_out(id: UUID, status: State, reasons: list[Reason]) -> ExplainOut:
     return ExplainOut(code=first.code, text=first.text, facts=first.facts, id=id, status=status, also=also)
 
 
-def schedule_out(one: Schedule, upcoming: list[datetime] | None = None, fires: list[Fire] | None = None) -> ScheduleOut:
+def schedule_out(
+    one: Schedule,
+    upcoming: list[datetime] | None = None,
+    fires: list[Fire] | None = None,
+    *,
+    mask: Mask | None = None,
+    hidden: bool = False,
+) -> ScheduleOut:
+    """`hidden`: without its payload; `mask` hides single fields of that."""
     own = ("paused", "upcoming", "fires")
     values = {field: getattr(one, field) for field in ScheduleOut.__struct_fields__ if field not in own}
     shown = None if fires is None else [FireOut(**msgspec.structs.asdict(fire)) for fire in fires]
-    values |= {"payload": raw(one.payload), "paused": one.paused_at is not None, "upcoming": upcoming, "fires": shown}
+    payload = None if hidden else raw(mask.apply(one.payload) if mask else one.payload)
+    values |= {"payload": payload, "paused": one.paused_at is not None, "upcoming": upcoming, "fires": shown}
     return ScheduleOut(**values)
 
 

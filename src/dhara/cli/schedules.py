@@ -169,6 +169,29 @@ def delete(console: Console, name: str) -> None:
         console.print(f"{name} is deleted")
 
 
+@schedules.command("declare", examples="dhara schedules declare tasks")
+@click.argument("module", metavar="MODULE[:REGISTRY]")
+@click.pass_obj
+def declare(console: Console, module: str) -> None:
+    """Make or change the schedules that MODULE's registry declares, as its workers do when their database role may."""
+    from dhara.api.shapes import ScheduleList, schedule_out
+    from dhara.worker.entry import load_registry
+
+    console.settings()
+    name, _, registry = module.partition(":")
+    specs = load_registry(name, registry or "tasks").schedules
+
+    async def work(store: Schedules) -> list[Schedule]:
+        await store.declare(specs)
+        return [await store.get(spec.name) for spec in specs]
+
+    found = _on_schedules(console, work)
+    if console.json:
+        console.answer(ScheduleList([schedule_out(one) for one in found]))
+    else:
+        console.print("\n".join(f"{one.name}: {_when(one)}" for one in found) or "it declares no schedule")
+
+
 @schedules.command("run", examples="dhara schedules run nightly")
 @click.argument("name")
 @click.pass_obj

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from dhara.domain.lifecycle import FINAL
+from dhara.domain.lifecycle import State
 from dhara.domain.schedule import due, fire_id, jitter_of
 from dhara.domain.task import NewTask
 from dhara.errors import IdempotencyConflict, NotFound
@@ -19,6 +19,7 @@ from dhara.maintenance.bulk import Wakes
 from dhara.store.audit import Audit
 from dhara.store.pool import Pool, is_transient
 from dhara.store.schedules import Schedule, Schedules
+from dhara.store.search import Filter, Search
 from dhara.store.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -112,8 +113,9 @@ class Scheduler:
         """Whether the task that it enqueued last is not final."""
         if task is None:
             return False
-        found = (await Tasks(connection, self._schema).get_many([task])).get(task)
-        return found is not None and found.status not in FINAL
+        # By its id alone: who only maintains may see no payload.
+        wanted = Filter(ids=(task,), status=(State.PENDING, State.RUNNING))
+        return bool(await Search(connection, self._schema).some(wanted, 1))
 
     async def _cancel(self, connection: Any, task: UUID, name: str) -> None:
         reason = "its schedule fired again"

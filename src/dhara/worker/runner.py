@@ -197,7 +197,7 @@ class Runner:
         except Exception as error:
             why = error if isinstance(error, DharaError) else f"{type(error).__name__}: {error}"
             raise ConfigError(f"the registry's lifespan failed as it began: {why}") from error
-        await Schedules(self._pool, self._pool.settings.schema).declare(self.registry.schedules)
+        await self._declare_schedules()
         await self._workers.register(
             NewWorker(
                 id=self.id,
@@ -209,6 +209,13 @@ class Runner:
                 slots=self.settings.concurrency,
             )
         )
+
+    async def _declare_schedules(self) -> None:
+        try:
+            await Schedules(self._pool, self._pool.settings.schema).declare(self.registry.schedules)
+        except asyncpg.InsufficientPrivilegeError as error:
+            # A worker's role need not be one that may change schedules.
+            log.warning("this database role may not make schedules (%s); use `dhara schedules declare MODULE`", error)
 
     async def drain(self, grace: float | None = None) -> None:
         """Claim nothing more, finish what runs within `grace` seconds (None: SHUTDOWN_TIMEOUT), release the rest.
