@@ -18,7 +18,7 @@ from dhara.api.asgi import Api, create_app
 from dhara.api.auth import ANYONE
 from dhara.api.buckets import FAILURES, WINDOW, Buckets, Failures
 from dhara.api.proxies import Proxies
-from dhara.api.routes import PROBE, TABLE
+from dhara.api.routes import PROBE, TABLE, Route
 from dhara.domain.access import ADMIN, ENQUEUE, METRICS, OPERATE, PAYLOAD, READ, SCOPES, closure
 from dhara.errors import NotFound
 from dhara.settings import Settings
@@ -61,9 +61,14 @@ def _real(path: str) -> str:
 
 
 async def _answers(client: httpx.AsyncClient) -> dict[tuple[str, str], httpx.Response]:
-    """What every route at every path answers to a request that could do no harm."""
+    """What every route at every path answers to a request that could do no harm. Streams, which have no end, are asked for
+    what they do not know; that comes after the question who asks."""
+
+    def url(route: Route, path: str) -> str:
+        return _real(path) + ("?no_such=1" if "text/event-stream" in route.answers.values() else "")
+
     return {
-        (route.method, path): await client.request(route.method, _real(path), content=b"x", headers=JSON)
+        (route.method, path): await client.request(route.method, url(route, path), content=b"x", headers=JSON)
         for route in TABLE
         for path in route.paths
     }
