@@ -39,7 +39,7 @@ _LAST = UUID(int=2**128 - 1)
 _ID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
 
 
-class Filter(Struct, frozen=True, kw_only=True):
+class Filter(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Which tasks; all given conditions hold together. `q` is looked for in id, type, key and error; `ids` are the only
     ones looked at; `uncanceled`: only those whose cancellation was not asked for; `queues` are patterns with `*`, of which
     one must fit (none: every queue)."""
