@@ -94,7 +94,9 @@ async def test_with_a_key_everything_answers(locked_app: Api, key: str) -> None:
     async with client_of(locked_app, headers={"authorization": f"bearer {key}"}) as client:
         for route in TABLE:
             for path in route.paths:
-                assert (await client.request(route.method, _real(path))).status_code != 401
+                # A stream has no end, so it is asked for what it does not know.
+                odd = "?no_such=1" if "text/event-stream" in route.answers.values() else ""
+                assert (await client.request(route.method, _real(path) + odd)).status_code != 401
         assert "checks" in (await client.get("/readyz")).json()
         assert (await client.get("/openapi.json")).json()["security"] == [{"key": []}]
 
