@@ -6,11 +6,11 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from dhara.api import params
-from dhara.api.masking import Mask
 from dhara.api.problems import Refused
 from dhara.api.strict import parse
 from dhara.api.wire import query
 from dhara.domain import access
+from dhara.domain.masking import Mask
 from dhara.domain.validate import parse_time
 from dhara.errors import ConfigError
 from dhara.settings import duration
