@@ -49,6 +49,9 @@ FLAGS = (
 AXE = files("axe_playwright_python") / "axe.min.js"
 WATCH = "document.addEventListener('securitypolicyviolation', e => console.error('CSP: ' + e.violatedDirective + ' ' + e.blockedURI))"
 
+# Far from what a busy machine needs.
+expect.set_options(timeout=20_000)
+
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.skipif(not CHROMIUM, reason="no chromium: apt-get install chromium"),

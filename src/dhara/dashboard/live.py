@@ -64,7 +64,8 @@ class Live:
         while self._streams:
             with suppress(Exception):
                 snapshot = await self._pulse.snapshot()
-                seen = (snapshot.totals, snapshot.states, snapshot.fleet.workers, snapshot.ready)
+                paused = [queue.name for queue in snapshot.queues if queue.paused_at is not None]
+                seen = (snapshot.totals, snapshot.states, snapshot.fleet.workers, snapshot.ready, paused)
                 if seen != self._last:
                     self._last = seen
                     self._version += 1
