@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
 
+import msgspec
 from msgspec import Struct
 from starlette.responses import Response
 
@@ -11,10 +14,12 @@ from dhara.dashboard.pulse import Rates, Snapshot
 from dhara.dashboard.visit import Visit, link
 from dhara.dashboard.words import count, duration
 from dhara.store.queues import Queue
+from dhara.store.stats import Sample
 
 # Ready tasks that have waited for so long deserve a look.
 WAITING_SECONDS = 300.0
 MOST_STRIPS = 50
+MOST_BARE = 2
 
 
 class Notice(Struct, frozen=True):
@@ -49,6 +54,7 @@ async def show(visit: Visit) -> Response:
         strips=strips(queues, snapshot.rates)[:MOST_STRIPS],
         most_strips=MOST_STRIPS,
         drains=forecast(snapshot),
+        charts=charts(snapshot.samples),
         oldest=max((queue.oldest_ready_age or 0.0 for queue in queues), default=0.0),
     )
 
@@ -75,6 +81,51 @@ def forecast(snapshot: Snapshot) -> tuple[float | None, bool]:
     return (snapshot.ready / net if net > 0 else None), net < 0
 
 
+class Chart(Struct, frozen=True):
+    """Rates a minute, minute by minute, as the page's script draws them; `about` says it in words."""
+
+    title: str
+    about: str
+    data: str
+
+
+def charts(samples: list[Sample]) -> list[Chart]:
+    """What came in and went out, and what failed, in the last hour; nothing until two minutes are known."""
+    spans = [(a, b, (b.at - a.at).total_seconds() / 60) for a, b in pairwise(samples)]
+    # The minute that has just begun says nothing yet.
+    spans = [(a, b, minutes) for a, b, minutes in spans if minutes > 0.15]
+    if len(spans) < MOST_BARE:
+        return []
+    at = [int(b.at.timestamp()) for _, b, _ in spans]
+
+    def per_minute(field: str) -> list[float]:
+        return [round(max(0, getattr(b, field) - getattr(a, field)) / minutes, 2) for a, b, minutes in spans]
+
+    def chart(title: str, *series: tuple[str, str, str]) -> Chart:
+        found: list[dict[str, Any]] = [
+            {"label": label, "kind": kind, "values": per_minute(field)} for label, kind, field in series
+        ]
+        last = ", ".join(f"{one['label'].lower()} {one['values'][-1]:,.0f}" for one in found)
+        peak = max(max(one["values"]) for one in found)
+        about = f"{title}, tasks a minute over the last hour: now {last}; at most {peak:,.0f}"
+        return Chart(title, about, msgspec.json.encode({"at": at, "series": found}).decode())
+
+    return [
+        chart("Throughput", ("Enqueued", "ready", "enqueued"), ("Completed", "good", "completed")),
+        chart("Failures", ("Failed attempts", "warn", "failed"), ("Dead", "bad", "dead")),
+    ]
+
+
+def rising(samples: list[Sample]) -> tuple[float, float] | None:
+    """Failed attempts a minute in the last five minutes and in the hour before, if they have clearly become more."""
+    if len(samples) < 8:
+        return None
+    first, middle, last = samples[0], samples[-6], samples[-1]
+    before = (middle.failed - first.failed) / max(1.0, (middle.at - first.at).total_seconds() / 60)
+    lately = (last.failed - middle.failed) / max(1.0, (last.at - middle.at).total_seconds() / 60)
+    return (lately, before) if lately >= 5 and lately > 3 * before else None
+
+
 def attention(snapshot: Snapshot, queues: list[Queue]) -> Iterator[Notice]:
     """What somebody should look at, the worst first."""
     if not snapshot.fleet.workers and snapshot.ready:
@@ -84,6 +135,9 @@ def attention(snapshot: Snapshot, queues: list[Queue]) -> Iterator[Notice]:
             "start one: dhara worker MODULE",
             "/workers",
         )
+    if (more := rising(snapshot.samples)) is not None:
+        text = f"Failures are rising: {more[0]:,.0f} failed attempts a minute, {more[1]:,.1f} in the hour before"
+        yield Notice("bad", text, "see them by cause", "/failures")
     for found in snapshot.unroutable[:5] if snapshot.fleet.workers else ():
         yield Notice(
             "bad",

@@ -17,12 +17,13 @@ from dhara.domain.lifecycle import State
 from dhara.store.pool import Pool
 from dhara.store.queues import Queue, Queues
 from dhara.store.shared import Shared
-from dhara.store.stats import Fleet, Flow, Stats, Unroutable, by_status, totals
+from dhara.store.stats import Fleet, Flow, Sample, Stats, Unroutable, by_status, totals
 
 KEEP = 1.0
 PATIENCE = 5.0
 READY_CAP = 10_000
 WINDOW = 60.0
+HISTORY_MINUTES = 60
 _SAMPLES = 120
 
 
@@ -49,6 +50,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     queues: list[Queue]
     unroutable: list[Unroutable]
     rates: Rates | None
+    samples: list[Sample]
 
     def now(self) -> datetime:
         """The database's time by now."""
@@ -81,6 +83,7 @@ class Pulse:
             ready, delayed = await stats.ready(READY_CAP)
             queues = await Queues(connection, self._schema).list()
             fleet, unroutable = await stats.fleet(), await stats.unroutable()
+            samples = await stats.samples("*", HISTORY_MINUTES)
         sums = totals(flows)
         return Snapshot(
             at=clock.now,
@@ -94,6 +97,7 @@ class Pulse:
             queues=queues,
             unroutable=unroutable,
             rates=self._rates(sums, queues),
+            samples=samples,
         )
 
     def _rates(self, sums: dict[str, int], queues: Sequence[Queue]) -> Rates | None:
