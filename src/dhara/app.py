@@ -105,7 +105,7 @@ class App:
             maintenance = Maintenance(self.pool, MaintenanceSettings.of(self.settings), notifier)
             await maintenance.start()
             parts.push_async_callback(maintenance.stop)
-            await self._serve(notifier if self.settings.wakeups else None)
+            await self._serve(notifier if self.settings.wakeups else None, maintenance.hint)
         return self._fatal
 
     async def _prepare_schema(self) -> None:
@@ -115,9 +115,9 @@ class App:
                     log.info("applied migration %04d_%s", step.version, step.name)
             await migrate.check(connection, self.settings.schema)
 
-    async def _serve(self, notifier: Notifier | None) -> None:
+    async def _serve(self, notifier: Notifier | None, hint: Callable[[], None]) -> None:
         crew = None if self._worker is None else Crew(self._worker, self._environ, self.settings)
-        http = asyncio.create_task(self._serve_http(notifier, crew), name="http")
+        http = asyncio.create_task(self._serve_http(self._application(notifier, hint), crew), name="http")
         told = asyncio.create_task(self._stopping.wait(), name="told")
         try:
             # The worker drains while the last requests are answered: both share one grace.
@@ -132,7 +132,7 @@ class App:
             http.cancel()
             told.cancel()
 
-    async def _serve_http(self, notifier: Notifier | None, crew: Crew | None) -> None:
+    async def _serve_http(self, application: Api, crew: Crew | None) -> None:
         watchers: set[asyncio.Task[Any]] = set()
 
         def started(host: str, port: int) -> None:
@@ -142,7 +142,7 @@ class App:
             self.started.set()
 
         await serve(
-            self._application(notifier),
+            application,
             host=self.settings.host,
             port=self._port(),
             stop=self._stopping,
@@ -150,12 +150,18 @@ class App:
             grace=min(10.0, self.settings.shutdown_timeout),
         )
 
-    def _application(self, notifier: Notifier | None) -> Api:
+    def _application(self, notifier: Notifier | None, hint: Callable[[], None]) -> Api:
         """The API, and the dashboard at every path that is not the API's."""
         auth = Auth(self.settings, KeyRing(Keys(self.pool, self.settings.schema)))
         pages = site(self.pool, DoorKeys(auth), notifier, __version__, self.settings)
         return create_app(
-            pool=self.pool, settings=self.settings, notifier=notifier, version=__version__, site=pages, auth=auth
+            pool=self.pool,
+            settings=self.settings,
+            notifier=notifier,
+            version=__version__,
+            site=pages,
+            auth=auth,
+            hint=hint,
         )
 
     def _port(self) -> int:

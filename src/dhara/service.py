@@ -85,7 +85,11 @@ class Every(Service):
                 level = logging.DEBUG if failing else logging.WARNING
                 log.log(level, "%s failed, trying again every %g s: %s", self._name, self.interval, error)
                 failing = True
-            await asyncio.sleep(self.interval)
+            await self.rest()
+
+    async def rest(self) -> None:
+        """The pause between two rounds."""
+        await asyncio.sleep(self.interval)
 
 
 def _report(task: asyncio.Task[None]) -> None:

@@ -3,19 +3,22 @@ payloads and masked fields; rates; revocation."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import statistics
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import httpx
 import pytest
 import pytest_asyncio
 
+from dhara.api import backpressure
 from dhara.api.asgi import Api, create_app
 from dhara.api.auth import ANYONE
+from dhara.api.backpressure import Backpressure
 from dhara.api.buckets import FAILURES, WINDOW, Buckets, Failures
 from dhara.api.proxies import Proxies
 from dhara.api.routes import PROBE, TABLE, Route
@@ -24,6 +27,8 @@ from dhara.errors import NotFound
 from dhara.settings import Settings
 from dhara.store.keys import Keys, MadeKey
 from dhara.store.pool import Pool
+from dhara.store.queues import Load, Queues
+from tests.waiting import eventually
 
 from .conftest import JSON, NOBODY, client_of, problem
 
@@ -365,6 +370,30 @@ async def test_without_any_key_everybody_may(shared_pool: Pool) -> None:
 
 
 # queues that take no more
+
+
+async def test_full_queues_are_looked_for_while_something_is_enqueued(
+    shared_pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An idle server looks rarely, and at once when enqueues begin again."""
+    looks = 0
+
+    class Counting(Queues):
+        async def loads(self, all: bool) -> Sequence[Load]:
+            nonlocal looks
+            looks += 1
+            return await super().loads(all)
+
+    monkeypatch.setattr(backpressure, "INTERVAL", 0.01)
+    monkeypatch.setattr(backpressure, "IDLE_INTERVAL", 600.0)
+    async with Backpressure(Counting(shared_pool), 0) as pressure:
+        await eventually(lambda: looks == 1)
+        await asyncio.sleep(0.1)
+        assert looks == 1
+        pressure.take("q")
+        await eventually(lambda: looks == 3)  # at once, and again a moment later, since it had been wanted
+        pressure.take_all(["q"])
+        await eventually(lambda: looks == 5)
 
 
 async def test_a_full_queue_takes_no_more(shared_pool: Pool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,13 +13,18 @@ from dhara.domain.lifecycle import Event, State
 from dhara.domain.schedule import Spec, fire_id
 from dhara.errors import NotFound
 from dhara.maintenance import Maintenance
+from dhara.maintenance import chores as chores_module
+from dhara.maintenance.bulk import Bulk
+from dhara.maintenance.chores import Chores
 from dhara.maintenance.scheduler import Scheduler
 from dhara.maintenance.settings import MaintenanceSettings
 from dhara.store.audit import Audit
 from dhara.store.pool import DatabaseSettings, Pool
 from dhara.store.schedules import Schedules
 from dhara.store.tasks import Tasks
+from dhara.store.workers import Workers
 from tests.factories import claim, settlement
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -191,12 +197,49 @@ async def test_jitter_puts_the_task_off(pool: Pool, schedules: Schedules) -> Non
     assert fire.fire_at < task.run_at <= fire.fire_at + timedelta(hours=1)
 
 
-async def test_maintenance_fires_what_is_due_soon(pool: Pool, schedules: Schedules) -> None:
-    maintenance = Maintenance(pool, MaintenanceSettings())
-    await make(pool, late=-0.3)
-    await maintenance.chores()
+async def test_maintenance_fires_on_the_second_without_looking_for_it(pool: Pool, schedules: Schedules) -> None:
+    """A round says when the next is due; after a fire the one after it is known."""
+    maintenance = Maintenance(pool, MaintenanceSettings(reaper_interval=60))
+    await make(pool, every=1.0, late=-0.3)
+
+    async def fired() -> bool:
+        return len(await schedules.fires("s")) >= 3
+
+    await maintenance._chores.start()
+    await maintenance._chores.do()
     assert await enqueued(pool) == 0  # it does not lead
-    await maintenance.round()
-    await maintenance.chores()
-    (fire,) = await schedules.fires("s")
-    assert fire.fired_at >= fire.fire_at
+    try:
+        await maintenance.round()
+        await eventually(fired)
+    finally:
+        await maintenance.stop()
+    assert all(fire.fired_at >= fire.fire_at for fire in await schedules.fires("s"))
+
+
+async def test_chores_wait_without_a_query_and_go_on_after_a_failure(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chores_module, "_AGAIN", 0.05)
+    looks = 0
+
+    class Counting(Workers):
+        async def next_chore(self) -> float | None:
+            nonlocal looks
+            looks += 1
+            if looks == 1:
+                raise OSError("gone")
+            return await super().next_chore()
+
+    async with Chores(Bulk(pool), Scheduler(pool), Counting(pool)) as chores:
+        chores.lead(time.monotonic() + 60, None)
+        await asyncio.sleep(0.1)
+        assert looks == 0, "nothing is due"
+        chores.hint()
+        await eventually(lambda: looks == 2)
+        await asyncio.sleep(0.1)
+        assert looks == 2, "nothing is due any more"
+        await make(pool, late=1)
+        chores.follow()
+        chores.hint()  # also where another leads
+        await eventually(lambda: looks == 3)
+    assert await enqueued(pool) == 1

@@ -330,7 +330,7 @@ async def test_a_worker_takes_leadership_only_once(dsn: str, db: Connection) -> 
         connection = await asyncpg.connect(dsn)
         try:
             await barrier.wait()
-            return await Workers(connection).lead("reaper", uuid4(), 60)
+            return await Workers(connection).lead("reaper", uuid4(), 60) is not None
         finally:
             await connection.close()
 

@@ -94,6 +94,7 @@ USES: dict[str, set[str]] = {
     "tasks/settle": WORKER,
     "tasks/settled": API | WORKER | MAINTENANCE | READER,
     "workers/beat": WORKER,
+    "workers/chore": API | MAINTENANCE,
     "workers/drain": WORKER | MAINTENANCE,
     "workers/lead": MAINTENANCE,
     "workers/list": API | WORKER | MAINTENANCE | READER,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from uuid import UUID
 
 import pytest
 
 from dhara import Context, Registry, Retry
 from dhara.domain.lifecycle import Event, State
-from dhara.store.tasks import Tasks
+from dhara.store.tasks import Held, Tasks
+from dhara.worker import comparer
 from tests import invariants
 from tests.factories import Connection, claim, history, make_task, settlement
 from tests.proxy import Proxy
@@ -252,3 +254,26 @@ async def test_a_failed_settlement_of_a_ghost_costs_nothing(dsn: str, desk: Desk
     await Tasks(db).settle([settlement(task, Event.COMPLETED)])
     assert await Tasks(db).settle([settlement(task, Event.RELEASED)]) == {}
     assert (await desk.tasks.get(task.id)).status is State.COMPLETED
+
+
+async def test_a_worker_that_has_been_idle_for_long_asks_rarely(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+    held = Tasks.held
+
+    async def counting(self: Tasks, worker: UUID) -> list[Held]:
+        nonlocal asked
+        asked += 1
+        return await held(self, worker)
+
+    tasks, _, _ = _registry()
+    monkeypatch.setattr(Tasks, "held", counting)
+    async with running(dsn, tasks, heartbeat_interval=60) as runner:
+        await eventually(lambda: asked == 1)  # its own round
+        asked = 0
+        for _ in range(comparer.QUIET_ROUNDS):
+            await runner.comparer.compare()
+        assert asked == comparer.QUIET_ROUNDS, "a claim of a moment ago may have left something"
+        monkeypatch.setattr(comparer, "QUIET", -1.0)
+        for _ in range(2 * comparer.QUIET_ROUNDS):
+            await runner.comparer.compare()
+    assert asked == comparer.QUIET_ROUNDS + 2

@@ -98,9 +98,11 @@ def create_app(
     routes: Sequence[BaseRoute] = (),
     site: Site | None = None,
     auth: Auth | None = None,
+    hint: Callable[[], None] = lambda: None,
 ) -> Api:
     """The HTTP API on an open `pool`. `notifier` wakes workers; `routes` are further ones, which pass the same edge; `site`
-    answers every path that is not the API's, and may share `auth`. Starts nothing before its lifespan."""
+    answers every path that is not the API's, and may share `auth`. `hint` tells this
+    process's maintenance that a bulk operation has been begun. Starts nothing before its lifespan."""
     schema = pool.settings.schema
     tasks, stats, keys = Tasks(pool, schema), Stats(pool, schema), Keys(pool, schema)
     queues, auth = Queues(pool, schema), auth or Auth(settings, KeyRing(keys))
@@ -115,6 +117,7 @@ def create_app(
         bulk=Bulk(pool, schema, notifier),
         schedules=Schedules(pool, schema),
         scheduler=Scheduler(pool, schema, notifier),
+        hint=hint,
         queues=queues,
         workers=Workers(pool, schema),
         search=Search(pool, schema),

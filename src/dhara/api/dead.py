@@ -77,6 +77,8 @@ async def _begin(request: Request, kind: str, canary: Plan | None = None) -> Rep
     )
     await parts.bulk.drive_one(begun.id)
     now = await parts.operations.get(begun.id)
+    if now.state == "running":
+        parts.hint()
     answer = BulkOut(count=total, count_is_estimate=is_estimate, operation=operation_out(now))
     return json_reply(answer, 200 if now.state == "done" else 202)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from msgspec import Struct
@@ -45,6 +46,7 @@ class Parts(Struct, frozen=True, kw_only=True):
     bulk: Bulk
     schedules: Schedules
     scheduler: Scheduler
+    hint: Callable[[], None]
     queues: Queues
     workers: Workers
     search: Search

@@ -6,12 +6,12 @@ only saves work: each statement is safe when two run it.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 
 from dhara.domain.ids import IdSource
 from dhara.maintenance.bulk import Bulk, Wakes
+from dhara.maintenance.chores import Chores
 from dhara.maintenance.pruner import Pruner
 from dhara.maintenance.reaper import Reaper
 from dhara.maintenance.scheduler import Scheduler
@@ -27,14 +27,14 @@ log = logging.getLogger(__name__)
 
 _ROLE = "maintenance"
 _PRUNE_EVERY = 30.0
-_CHORES_EVERY = 1.0
 _KEEP_RATES = 86_400.0
+_FORGET_EVERY = 600.0
 _FORGET_WORKERS_AFTER = 7 * 86_400.0
 
 
 class Maintenance:
-    """Reaper, expiry, folding of counters, retention: one round every R seconds, at the leader; and, between the rounds, the
-    chores that somebody waits for: schedules and bulk operations."""
+    """Reaper, expiry, folding of counters, retention: one round every R seconds, at the leader; and, when
+    they are due, the chores that somebody waits for: schedules and bulk operations."""
 
     def __init__(self, db: Pool, settings: MaintenanceSettings, notifier: Wakes | None = None) -> None:
         self._settings = settings
@@ -44,12 +44,11 @@ class Maintenance:
         self._stats = Stats(db, settings.schema)
         self._reaper = Reaper(self._tasks, self._workers, settings)
         self._pruner = Pruner(self._tasks, settings)
-        self._bulk = Bulk(db, settings.schema, notifier)
-        self._scheduler = Scheduler(db, settings.schema, notifier)
+        bulk, scheduler = Bulk(db, settings.schema, notifier), Scheduler(db, settings.schema, notifier)
+        self._chores = Chores(bulk, scheduler, self._workers)
         self._schedules = Schedules(db, settings.schema)
         self._next_prune = 0.0
-        self._leads_until = 0.0
-        self._chores = Every(_CHORES_EVERY, self.chores, "schedules and bulk operations")
+        self._next_forget = 0.0
         self._every = Every(settings.reaper_interval, self.round, "maintenance")
 
     async def start(self) -> None:
@@ -64,31 +63,34 @@ class Maintenance:
         """One round, if this process leads."""
         lease = 3 * self._settings.reaper_interval
         before = time.monotonic()
-        if not await self._workers.lead(_ROLE, self._id, lease):
-            self._leads_until = 0.0
+        duty = await self._workers.lead(_ROLE, self._id, lease)
+        if duty is None:
+            self._chores.follow()
             return
-        self._leads_until = before + lease
+        self._chores.lead(before + lease, duty.chore_in)
         await self._reaper.look()
-        await self._expire()
-        await self._stats.fold_counters()
+        if duty.expired:
+            await self._expire()
+        # What is short is folded at times: reading it costs nothing, and neither must an idle fleet.
+        if duty.long or before >= self._next_prune:
+            await self._stats.fold_counters()
         await self._stats.sample()
-        if (now := time.monotonic()) >= self._next_prune:
+        await self._prune(before)
+
+    def hint(self) -> None:
+        """A bulk operation or a schedule has been made in this process: see to it now, whoever leads."""
+        self._chores.hint()
+
+    async def _prune(self, now: float) -> None:
+        if now >= self._next_prune:
             await self._pruner.prune()
+            # With more to do, some of it every round.
+            self._next_prune = now if self._pruner.behind else now + _PRUNE_EVERY
+        if now >= self._next_forget:
+            self._next_forget = now + _FORGET_EVERY
             await self._workers.prune(_FORGET_WORKERS_AFTER)
             await self._stats.prune_rates(_KEEP_RATES)
             await self._schedules.prune(self._settings.history_retention)
-            # With more to do, some of it every round.
-            self._next_prune = now if self._pruner.behind else now + _PRUNE_EVERY
-
-    async def chores(self) -> None:
-        """What is due between two rounds, if this process leads."""
-        if time.monotonic() >= self._leads_until:
-            return
-        await self._bulk.drive()
-        # On the second: whatever is due before the next look is waited for.
-        if (soon := await self._scheduler.tick(_CHORES_EVERY)) is not None:
-            await asyncio.sleep(soon)
-            await self._scheduler.tick()
 
     async def _expire(self) -> None:
         while await self._tasks.expire() == 500:

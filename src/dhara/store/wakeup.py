@@ -22,7 +22,7 @@ from dhara.store.pool import DatabaseSettings, Executor, connect
 log = logging.getLogger(__name__)
 
 # A half-open link is found within their sum.
-LIVENESS_INTERVAL, LIVENESS_TIMEOUT = 6.0, 5.0
+LIVENESS_INTERVAL, LIVENESS_TIMEOUT = 8.0, 3.0
 # Seconds at least from one of a process's hints to its next: the first is sent at once, and under load one does for several
 # commits.
 _BETWEEN = 0.002

@@ -34,6 +34,14 @@ class Sighting(Struct, frozen=True):
     age: float
 
 
+class Duty(Struct, frozen=True):
+    """What awaits the leader of maintenance. `chore_in`: as `Workers.next_chore` answers."""
+
+    expired: bool
+    long: bool
+    chore_in: float | None
+
+
 class WorkerRow(Struct, frozen=True, kw_only=True):
     """A worker for people to look at. `queues` is JSON text; `state` is live, draining, stopped or lost."""
 
@@ -111,6 +119,15 @@ class Workers:
         """Forget workers that ended longer ago than `seconds` and hold nothing."""
         await self.db.execute(self._sql("prune"), seconds)
 
-    async def lead(self, role: str, holder: UUID, seconds: float) -> bool:
-        """Take or keep the leadership of `role`; True if `holder` leads for the next `seconds`."""
-        return await self.db.fetchrow(self._sql("lead"), role, holder, seconds) is not None
+    async def lead(self, role: str, holder: UUID, seconds: float, long: int = 500) -> Duty | None:
+        """Take or keep the leadership of `role`; an answer if `holder` leads for the next `seconds`.
+
+        `long`: from how many rows on the counters are worth folding.
+        """
+        row = await self.db.fetchrow(self._sql("lead"), role, holder, seconds, long)
+        return None if row is None else Duty(*row)
+
+    async def next_chore(self) -> float | None:
+        """In how many seconds a schedule or a step of a bulk operation is due, negative: since; None: there is none."""
+        seconds: float | None = await self.db.fetchval(self._sql("chore"))
+        return seconds

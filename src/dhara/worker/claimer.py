@@ -81,6 +81,7 @@ class Claimer(Service):
         self._held_back = False
         self._freed = False
         self._asked: float | None = None
+        self._last_claim = self._clock()
 
     @property
     def in_flight(self) -> bool:
@@ -90,6 +91,10 @@ class Claimer(Service):
     def asking(self) -> float:
         """Seconds that the claim that is under way has been so; 0 if there is none."""
         return 0.0 if self._asked is None else self._clock() - self._asked
+
+    def quiet_for(self) -> float:
+        """Seconds since a claim was under way."""
+        return 0.0 if self._asked is not None else self._clock() - self._last_claim
 
     def wake(self, queue: str) -> None:
         """A hint that `queue` (empty: any) has a ready task."""
@@ -182,6 +187,7 @@ class Claimer(Service):
                     self._last_front = self._clock()
                     self._front_cost = self._last_front - self._asked
                 self._asked = None
+                self._last_claim = self._clock()
         self._held_back = bool(rooms) and self._exhausted(rooms, claims)
         return len(claims)
 
@@ -217,7 +223,7 @@ class Claimer(Service):
 
     async def _wait(self) -> None:
         """Until woken, or the poll interval is over, or the next delayed task is due."""
-        seconds = min(self._poll_interval * self._rng.uniform(0.8, 1.0), max(0.001, self._next_due - self._clock()))
+        seconds = min(self._poll_interval * self._rng.uniform(0.9, 1.0), max(0.001, self._next_due - self._clock()))
         if self._held_back and self._freed:
             self._woken = True
         if self._woken:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GHOST_AGE = 2.0
+# A worker that runs nothing and has asked for nothing for so many seconds compares in every so many rounds only.
+QUIET, QUIET_ROUNDS = 10.0, 6
 
 
 class Comparer:
@@ -36,9 +38,15 @@ class Comparer:
         self._tasks = tasks
         self._stats = stats
         self._observations = observations
+        self._skipped = 0
 
     async def compare(self) -> None:
         """One round. Raises what the database raises; the next round comes as planned."""
+        if self._may_skip():
+            self._skipped += 1
+            await self.flush()
+            return
+        self._skipped = 0
         runner = self._runner
         start, before, asking = time.monotonic(), runner.leases(), runner.claimer.asking()
         held = await self._tasks.held(runner.id)
@@ -53,6 +61,11 @@ class Comparer:
         ripe = GHOST_AGE + max(asking, runner.claimer.asking()) + time.monotonic() - start
         await self._release([row for row in held if row.age > ripe and row.lease not in before | after])
         await self.flush()
+
+    def _may_skip(self) -> bool:
+        """There is nothing to compare, except for what a claim would have left: and there was none lately."""
+        idle = not self._runner.leases() and self._runner.claimer.quiet_for() > QUIET
+        return idle and self._skipped < QUIET_ROUNDS - 1
 
     async def compare_quietly(self) -> None:
         """A round between rounds, asked for by a hint; its failure costs only latency."""
