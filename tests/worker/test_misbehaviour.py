@@ -152,6 +152,7 @@ async def test_what_is_kept_of_an_error(dsn: str, desk: Desk) -> None:
     assert kept["base"]["class"] == "tests.worker.test_misbehaviour.Base"
     for text in (kept["ansi"]["message"], kept["ansi"]["traceback"]):
         assert not set(text) & set("\x1b\x00\x07\x9b\u2028")
+    assert "executor.py" not in kept["long"]["traceback"], "how dhara came to call it is of no interest"
     assert "in async_" in kept["long"]["traceback"] and "in _raise" in kept["long"]["traceback"]
     marks = dict(zip(hows, [task.fingerprint for task in tasks], strict=True))
     assert marks["ansi"] == marks["long"], "same class, same place"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import traceback
+from pathlib import Path
+from types import TracebackType
 from typing import Literal
 
 import msgspec
@@ -19,6 +21,7 @@ _NUMBERS = re.compile(r"0x[0-9a-f]+|\d+")
 _FRAMES = 3
 _CLASS_LENGTH = 200
 _LINE = 500
+_OURS = str(Path(__file__).parent.parent) + "/"
 
 
 def failed(type: str, error: BaseException, *, policy: RetryPolicy | Literal["never"] | None = None) -> Failed:
@@ -40,9 +43,17 @@ def failed(type: str, error: BaseException, *, policy: RetryPolicy | Literal["ne
 
 def fingerprint(type: str, error: BaseException) -> str:
     """A hash of task type, exception class and the innermost frames, without line numbers, so that it outlives edits."""
-    frames = traceback.extract_tb(error.__traceback__)[-_FRAMES:]
+    frames = traceback.extract_tb(_theirs(error.__traceback__))[-_FRAMES:]
     names = [f"{_NUMBERS.sub('', frame.filename.rpartition('/')[2])}:{frame.name}" for frame in frames]
     return hashlib.md5("|".join([type, _class(error), *names]).encode(), usedforsecurity=False).hexdigest()
+
+
+def _theirs(tb: TracebackType | None) -> TracebackType | None:
+    """The traceback from the first frame that is not dhara's: how a handler came to be called says nothing about it."""
+    inner = tb
+    while inner is not None and inner.tb_frame.f_code.co_filename.startswith(_OURS):
+        inner = inner.tb_next
+    return inner or tb
 
 
 def _class(error: BaseException) -> str:
@@ -63,7 +74,7 @@ def _traceback(error: BaseException) -> str:
     """Its last part, which says where; long lines are cut, so that a long message does not push the frames out."""
     length = limits.ERROR_BYTES // 2
     try:
-        lines = traceback.format_exception(type(error), error, error.__traceback__, limit=-20)
+        lines = traceback.format_exception(type(error), error, _theirs(error.__traceback__), limit=-20)
         text = redact("".join(line if len(line) <= _LINE else line[:_LINE] + "…\n" for line in lines))
         return storable(text[-length // 2 :] if len(text) > length else text, length)
     except BaseException as broken:
