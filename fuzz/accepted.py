@@ -16,7 +16,9 @@ FIELDS = {
         *("run_at", "delay", "expires_at", "unique_for", "on_conflict", "unique_key", "concurrency_key", "tags"),
         *("idempotency_key", "Idempotency-Key"),
         # For JSON Schema 1.0 is an integer.
-        *("priority", "max_retries"),
+        *("priority", "max_retries", "catch_up_most"),
+        # Of a schedule: one of the two, and a zone that there is.
+        *("cron", "every", "timezone"),
     },
     "invalid_query": {
         *("cursor", "created_after", "created_before", "q", "tag", "reason", "actor", "action", "target", "before"),

@@ -58,7 +58,10 @@ def test_what_can_be_sent_is_what_is_validated() -> None:
 
 
 def test_nothing_is_ever_null() -> None:
-    assert '"null"' not in json.dumps(DOCUMENT["components"])
+    """But where null is a wish of its own."""
+    schemas = dict(DOCUMENT["components"]["schemas"])
+    assert '"null"' in json.dumps(schemas.pop("QueueChangeIn"))
+    assert '"null"' not in json.dumps(schemas)
 
 
 async def test_answers_have_the_shapes_they_are_said_to_have(client: httpx.AsyncClient) -> None:

@@ -273,7 +273,7 @@ async def test_a_worker_that_has_been_idle_for_long_asks_rarely(dsn: str, monkey
         for _ in range(comparer.QUIET_ROUNDS):
             await runner.comparer.compare()
         assert asked == comparer.QUIET_ROUNDS, "a claim of a moment ago may have left something"
-        monkeypatch.setattr(comparer, "QUIET", -1.0)
+        monkeypatch.setattr(comparer, "_quiet", lambda heartbeat: -1.0)
         for _ in range(2 * comparer.QUIET_ROUNDS):
             await runner.comparer.compare()
     assert asked == comparer.QUIET_ROUNDS + 2

@@ -72,14 +72,14 @@ def _key(shape: Any) -> str:
 
 
 def _tidy(schema: Any) -> Any:
-    """Without nulls: what is absent is left out, never null."""
+    """Without nulls: what is absent is left out, never null; but where null is a wish of its own, its shape says so."""
     if isinstance(schema, list):
         return [_tidy(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
     tidy = {key: _tidy(value) for key, value in schema.items() if not (key == "default" and value is None)}
     options = tidy.get("anyOf")
-    if isinstance(options, list) and {"type": "null"} in options:
+    if isinstance(options, list) and {"type": "null"} in options and not tidy.pop("x-null", False):
         rest = [option for option in options if option != {"type": "null"}]
         del tidy["anyOf"]
         tidy |= rest[0] if len(rest) == 1 else {"anyOf": rest}

@@ -27,6 +27,7 @@ async def listing(request: Request) -> Reply:
 async def create(request: Request) -> Reply:
     fields, payload = await wire.fields(request)
     made = await request.parts.schedules.create(spec_of(fields, payload or "{}"), request.actor)
+    request.parts.hint()
     if made is None:
         name = fields["name"]
         detail = f"there is a schedule {name!r} already; change it by PATCH"
@@ -46,7 +47,9 @@ async def update(request: Request) -> Reply:
     if "name" in fields:
         raise InvalidTask([("name", "cannot be changed; make another schedule")])
     spec = spec_of(merged(standing, fields), standing.payload if payload is None else payload)
-    return await _whole(request, await request.parts.schedules.update(spec, request.actor))
+    updated = await request.parts.schedules.update(spec, request.actor)
+    request.parts.hint()
+    return await _whole(request, updated)
 
 
 async def delete(request: Request) -> Reply:
@@ -62,6 +65,7 @@ async def pause(request: Request) -> Reply:
 
 async def resume(request: Request) -> Reply:
     await request.parts.schedules.resume(_name(request), request.actor)
+    request.parts.hint()
     return await get(request)
 
 

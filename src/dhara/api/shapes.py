@@ -446,7 +446,10 @@ class QueueChangeIn(Struct, kw_only=True, forbid_unknown_fields=True):
 
     retention: Annotated[
         Annotated[float, Meta(ge=limits.RETENTION_SECONDS[0], le=limits.RETENTION_SECONDS[1])] | None,
-        Meta(description="Seconds that its final tasks are kept; null: as the fleet's setting says."),
+        Meta(
+            description="Seconds that its final tasks are kept; null: as the fleet's setting says.",
+            extra_json_schema={"x-null": True},
+        ),
     ]
 
 

@@ -91,7 +91,7 @@ async def _measured(
                 server = {name: await pool.fetchval("SELECT current_setting($1)", name) for name in names}
                 return {"figures": {name: round(value, 2) for name, value in figures.items()}, "server": server}
             finally:
-                await pool.execute(f'DROP SCHEMA IF EXISTS "{schema}" CASCADE')
+                await migrate.remove(pool, schema)
 
 
 async def _bulk(client: AsyncClient, count: int) -> float:

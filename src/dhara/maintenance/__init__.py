@@ -26,6 +26,8 @@ from dhara.store.workers import Workers
 log = logging.getLogger(__name__)
 
 _ROLE = "maintenance"
+# A sample is a minute's: looking more often would find it noted.
+_SAMPLE_EVERY = 20.0
 _PRUNE_EVERY = 30.0
 _KEEP_RATES = 86_400.0
 _FORGET_EVERY = 600.0
@@ -47,6 +49,7 @@ class Maintenance:
         bulk, scheduler = Bulk(db, settings.schema, notifier), Scheduler(db, settings.schema, notifier)
         self._chores = Chores(bulk, scheduler, self._workers)
         self._schedules = Schedules(db, settings.schema)
+        self._next_sample = 0.0
         self._next_prune = 0.0
         self._next_forget = 0.0
         self._every = Every(settings.reaper_interval, self.round, "maintenance")
@@ -74,7 +77,9 @@ class Maintenance:
         # What is short is folded at times: reading it costs nothing, and neither must an idle fleet.
         if duty.long or before >= self._next_prune:
             await self._stats.fold_counters()
-        await self._stats.sample()
+        if before >= self._next_sample:
+            self._next_sample = before + _SAMPLE_EVERY
+            await self._stats.sample()
         await self._prune(before)
 
     def hint(self) -> None:

@@ -121,6 +121,11 @@ async def down(connection: Any, steps: int = 1, schema: str = "dhara") -> list[M
     return undone
 
 
+async def remove(connection: Any, schema: str) -> None:
+    """Drop a schema with all that is in it: for scratch schemas only."""
+    await connection.execute(f'DROP SCHEMA IF EXISTS "{check_schema(schema)}" CASCADE')
+
+
 @contextmanager
 def _explained(schema: str) -> Iterator[None]:
     """The database's refusals, in words that say what to do."""

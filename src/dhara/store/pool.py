@@ -245,12 +245,12 @@ class Pool:
     async def close(self) -> None:
         """Close all connections, in order if they answer within two seconds, else at once."""
         pool, self._pool = self._pool, None
+        hand, self._hand = self._hand, []
         if pool is None:
             return
         try:
-            for connection in self._hand:
+            for connection in hand:
                 await within(2, pool.release(connection))
-            self._hand.clear()
             await within(2, pool.close())
         except Exception:
             with suppress(Exception):

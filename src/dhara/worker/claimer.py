@@ -8,7 +8,8 @@
 
 The scan's share of the time is bounded: after one that took t, the next comes no sooner than 20 t (or, when nothing
 could be claimed, the poll interval), so that it costs little even where dead index entries make it slow. The same holds
-for claims from the front of the lanes, where there may be a long backlog of tasks that this worker does not know.
+for claims from the front of the lanes, where there may be a long backlog of tasks that this worker does not know; but only
+up to FRONT_EVERY, since what made one slow may have been the database, and something may have come to lie below the marks.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ SCAN_EVERY = 5.0
 SCAN_SHARE = 20
 CHEAP_SCAN = 0.005
 CHEAP_FRONT = 0.05
+FRONT_EVERY = 15.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 
 
@@ -168,6 +170,7 @@ class Claimer(Service):
         claims: list[Claim] = []
         if lanes:
             self._asked = self._clock()
+            front = any(lane.run_at == BEGINNING for lane in lanes)
             try:
                 claims = await self._tasks.claim(self._worker, self._types, most, lanes)
                 if claims:
@@ -176,16 +179,18 @@ class Claimer(Service):
                     self._deliver(claims)
                 if len(claims) < most:
                     self._lanes.passed(lanes, claims, self._scanned_at)
-            except (TimeoutError, asyncpg.QueryCanceledError):
-                # A backlog too long to be gone through: what is enqueued from now on shall be claimed all the same.
+                self._front_cost = self._clock() - self._asked if front else self._front_cost
+            except asyncpg.QueryCanceledError:
+                # A backlog too long to be gone through: what is enqueued from now on shall be claimed all the same. Not so
+                # after a mere time-out: then the database was away or busy, and nobody has looked.
+                self._front_cost = self._clock() - self._asked
                 log.warning(
                     "a claim took too long: too many tasks of types that this worker does not know stand before it"
                 )
                 self._lanes.passed(lanes, (), self._scanned_at)
             finally:
-                if any(lane.run_at == BEGINNING for lane in lanes):
+                if front:
                     self._last_front = self._clock()
-                    self._front_cost = self._last_front - self._asked
                 self._asked = None
                 self._last_claim = self._clock()
         self._held_back = bool(rooms) and self._exhausted(rooms, claims)
@@ -219,7 +224,7 @@ class Claimer(Service):
 
     def _may_start_from_front(self) -> bool:
         since = self._clock() - self._last_front
-        return self._front_cost < CHEAP_FRONT or since >= SCAN_SHARE * self._front_cost
+        return self._front_cost < CHEAP_FRONT or since >= min(FRONT_EVERY, SCAN_SHARE * self._front_cost)
 
     async def _wait(self) -> None:
         """Until woken, or the poll interval is over, or the next delayed task is due."""

@@ -30,6 +30,11 @@ GHOST_AGE = 2.0
 QUIET, QUIET_ROUNDS = 10.0, 6
 
 
+def _quiet(heartbeat: float) -> float:
+    """Seconds after a claim within which its ghosts must have been looked for."""
+    return max(QUIET, 2 * heartbeat + GHOST_AGE + 1)
+
+
 class Comparer:
     """The comparison of one runner."""
 
@@ -64,7 +69,8 @@ class Comparer:
 
     def _may_skip(self) -> bool:
         """There is nothing to compare, except for what a claim would have left: and there was none lately."""
-        idle = not self._runner.leases() and self._runner.claimer.quiet_for() > QUIET
+        quiet = _quiet(self._runner.settings.heartbeat_interval)
+        idle = not self._runner.leases() and self._runner.claimer.quiet_for() > quiet
         return idle and self._skipped < QUIET_ROUNDS - 1
 
     async def compare_quietly(self) -> None:

@@ -74,11 +74,13 @@ class Lanes:
                 self._marks[key] = mark
 
     def passed(self, lanes: Iterable[Watermark], claims: Iterable[Claim], at: datetime) -> None:
-        """A claim has come back short: of these lanes, those that had room left hold nothing for this worker up to `at`."""
-        taken = Counter(claim.queue for claim in claims)
-        for lane in lanes:
+        """A claim has come back short: if all had room left, these lanes hold nothing for this worker up to `at`."""
+        taken, asked = Counter(claim.queue for claim in claims), list(lanes)
+        if any(taken[lane.queue] >= lane.room for lane in asked):
+            return  # what a queue had beyond its room may have used up the claim before the next lane's turn
+        for lane in asked:
             key = (lane.queue, lane.priority)
-            if taken[lane.queue] < lane.room and key in self._marks:
+            if key in self._marks:
                 self._marks[key] = max(self._marks[key], (at, ZERO))
 
     def known(self, rooms: Mapping[str, int], most: int) -> list[Watermark]:
