@@ -13,6 +13,7 @@ import pytest
 from dhara.dashboard import app
 from dhara.domain.lifecycle import State
 from dhara.store.pool import DatabaseSettings, Pool
+from dhara.store.stats import Stats
 from dhara.store.tasks import Tasks
 from tests.dashboard.conftest import Wakes, browser, send
 from tests.factories import make_task, make_worker
@@ -184,3 +185,16 @@ def test_json_is_shown_as_it_is() -> None:
     assert "\n" in plain and "1e400" in plain
     for broken in ("{{{", "]]]]", '"', "a" * 100_000, "[" * 50_000):
         pretty(broken)
+
+
+async def test_the_first_look_has_rates_from_what_maintenance_noted(pool: Pool) -> None:
+    from dhara.dashboard.pulse import Pulse
+
+    await Stats(pool).sample()
+    await pool.execute("UPDATE dhara.rates SET at = at - interval '10 s'")
+    for _ in range(20):
+        await make_task(pool, queue="mail")
+    rates = (await Pulse(pool, "dhara").snapshot()).rates
+    assert rates is not None
+    assert 1 < rates.enqueued <= 2.1
+    assert rates.queues["mail"] == (0.0, 0.0), "a queue of which nothing was noted has none yet"

@@ -1,6 +1,7 @@
 """The fleet's figures as the pages show them: taken from the database at most once a second, however many look.
 
-Rates come from what was seen within the last minute, so that they cost no query; the first look of a process has none.
+Rates come from what was seen within the last minute, so that they cost no query; for the first look of a process, from
+the samples that maintenance keeps.
 Ages are told by the database's clock, carried on by this process's monotonic one.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from msgspec import Struct
@@ -17,7 +18,7 @@ from dhara.domain.lifecycle import State
 from dhara.store.pool import Pool
 from dhara.store.queues import Queue, Queues
 from dhara.store.shared import Shared
-from dhara.store.stats import Fleet, Flow, Sample, Stats, Unroutable, by_status, totals
+from dhara.store.stats import Fleet, Flow, Past, Sample, Stats, Unroutable, by_status, totals
 
 KEEP = 1.0
 PATIENCE = 5.0
@@ -25,6 +26,8 @@ READY_CAP = 10_000
 WINDOW = 60.0
 HISTORY_MINUTES = 60
 _SAMPLES = 120
+# As `recent.sql` has it.
+_RECENT = timedelta(minutes=5)
 
 
 class Rates(Struct, frozen=True):
@@ -84,6 +87,8 @@ class Pulse:
             queues = await Queues(connection, self._schema).list()
             fleet, unroutable = await stats.fleet(), await stats.unroutable()
             samples = await stats.samples("*", HISTORY_MINUTES)
+            if not self._seen:
+                self._remember(clock.now, samples, await stats.recent())
         sums = totals(flows)
         return Snapshot(
             at=clock.now,
@@ -100,9 +105,19 @@ class Pulse:
             samples=samples,
         )
 
+    def _remember(self, now: datetime, samples: Sequence[Sample], recent: Mapping[str, Past]) -> None:
+        """What was noted some minutes ago, as if this process had seen it."""
+        oldest = next((one for one in samples if one.at > now - _RECENT), None)
+        if oldest is None:
+            return
+        sums = {"enqueued": oldest.enqueued, "completed": oldest.completed, "attempt_failures": oldest.failed}
+        by_queue = {name: (past.enqueued, past.completed) for name, past in recent.items()}
+        self._seen.append((self._clock() - (now - oldest.at).total_seconds(), sums, by_queue))
+
     def _rates(self, sums: dict[str, int], queues: Sequence[Queue]) -> Rates | None:
         now = self._clock()
-        while self._seen and self._seen[0][0] < now - WINDOW:
+        # One look from before the window stays, as what the window's first is compared with.
+        while len(self._seen) > 1 and self._seen[1][0] <= now - WINDOW:
             self._seen.popleft()
         by_queue = {queue.name: (queue.enqueued, queue.completed) for queue in queues}
         self._seen.append((now, sums, by_queue))
@@ -115,7 +130,8 @@ class Pulse:
             return (sums[name] - before[name]) / seconds
 
         def queue_rate(name: str) -> tuple[float, float]:
-            was, is_ = before_queues.get(name, (0, 0)), by_queue[name]
+            is_ = by_queue[name]
+            was = before_queues.get(name, is_)
             return (is_[0] - was[0]) / seconds, (is_[1] - was[1]) / seconds
 
         return Rates(
