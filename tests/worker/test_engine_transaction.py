@@ -216,7 +216,7 @@ async def test_a_lost_lease_rolls_back_and_the_other_attempt_stands(
         assert [found.event for found in reaped] == ["REAPED"]
         async with running(dsn, tasks):
             task = await desk.final(id)
-        await told.wait(2)
+            await told.wait(2)  # COMPLETED is the block's commit: the attempt itself has yet to end
         await eventually(lambda: not first.slots.busy and not len(first.settler), what="the stale attempt to end")
     assert (task.status, task.attempts, task.crashes) == (State.COMPLETED, 2, 1)
     assert await count(effects, id) == 1
