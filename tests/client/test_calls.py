@@ -76,7 +76,10 @@ def test_raw_json_stays_byte_for_byte() -> None:
         build("t", msgspec.Raw(b'{"a": 1.0,  "b":12345678901234567890123}'), {}).payload
         == '{"a": 1.0,  "b":12345678901234567890123}'
     )
-    for bad in (b"{", b'{"a": "\\u0000"}', b"[" * 70 + b"]" * 70, b"1" * 300_000, b"\xff"):
+    told = rb'{"a":"\\u0000","a":1}'  # a backslash, and the text u0000
+    assert build("t", msgspec.Raw(told), {}).payload == told.decode()
+    hidden = (rb'{"a":"\u0000","a":1}', rb'{"a":{"\\\u0000":2},"a":1}')
+    for bad in (*hidden, b"{", b'{"a": "\\u0000"}', b"[" * 70 + b"]" * 70, b"1" * 300_000, b"\xff"):
         with pytest.raises(InvalidTask):
             build("t", msgspec.Raw(bad), {})
 

@@ -111,3 +111,49 @@ async def test_one_after_the_other() -> None:
     coalescer: Coalescer[int, int] = Coalescer(writer)
     async with asyncio.timeout(5):
         assert [await coalescer.submit(n) for n in range(100, 150)] == [2 * n for n in range(100, 150)]
+
+
+async def test_a_canceled_close_cancels_nobody_else() -> None:
+    writer = Writer()
+    coalescer: Coalescer[int, int] = Coalescer(writer, most=1)
+    waiting = await _in_flight(writer, coalescer, 1, 2)
+    closing = asyncio.create_task(coalescer.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    writer.gate.set()
+    async with asyncio.timeout(30):
+        assert await asyncio.gather(*waiting) == [2, 4]
+
+
+@pytest.mark.parametrize("turns, batches", [(1, []), (2, [[1]])])
+async def test_when_the_last_writer_is_canceled_nobody_is_left_waiting(turns: int, batches: list[list[int]]) -> None:
+    """After one turn it has not begun."""
+    writer = Writer()
+    coalescer: Coalescer[int, int] = Coalescer(writer, most=1)
+    waiting = [asyncio.create_task(coalescer.submit(n)) for n in (1, 2, 3)]
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    (only,) = coalescer._writers
+    only.cancel()
+    async with asyncio.timeout(30):
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [asyncio.CancelledError] * 3
+        assert writer.batches == batches
+        writer.gate.set()
+        assert await coalescer.submit(4) == 8
+
+
+async def test_another_writer_goes_on_when_one_is_canceled() -> None:
+    writer = Writer()
+    coalescer: Coalescer[int, int] = Coalescer(writer, most=1, lanes=2)
+    waiting = await _in_flight(writer, coalescer, 1, 2, 3)
+    await asyncio.sleep(0)
+    (one, _) = coalescer._writers
+    one.cancel()
+    await asyncio.wait([one])
+    writer.gate.set()
+    async with asyncio.timeout(30):
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [isinstance(answer, asyncio.CancelledError) for answer in answers].count(True) == 1
+    assert answers[2] == 6

@@ -7,6 +7,8 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import asyncpg
+import msgspec
 import pytest
 
 from dhara.domain.lifecycle import Event, State
@@ -180,6 +182,26 @@ async def test_code_declares_and_declares_again(pool: Pool, schedules: Schedules
     assert actions == ["schedule.update", "schedule.create"]
 
 
+@pytest.mark.parametrize(
+    "usual, changed, fires",
+    [
+        ({"every": 3_600.0}, {"payload": "[1]", "priority": 9, "jitter": 1.0, "overlap": "skip"}, 1),
+        ({"every": 3_600.0}, {"every": 7_200.0}, 0),
+        ({"every": None, "cron": "0 3 * * *"}, {"type": "other", "queue": "q"}, 1),
+        ({"every": None, "cron": "0 3 * * *"}, {"timezone": "Europe/Berlin"}, 0),
+    ],
+)
+async def test_another_definition_loses_no_fire_that_is_due_but_another_time_does(
+    pool: Pool, schedules: Schedules, usual: dict[str, Any], changed: dict[str, Any], fires: int
+) -> None:
+    await make(pool, **usual, late=2 * 86_400)
+    spec = msgspec.structs.replace((await schedules.get("s")).spec, **changed)
+    await schedules.declare([spec])
+    assert (await schedules.get("s")).spec == spec
+    await Scheduler(pool).tick()
+    assert await enqueued(pool) == fires
+
+
 async def test_what_cannot_be_fired_is_paused_and_says_why(pool: Pool, schedules: Schedules) -> None:
     await make(pool, every=None, cron="0 3 * * *", late=1)
     await pool.execute("UPDATE dhara.schedules SET timezone = 'Mars/Olympus'")
@@ -242,4 +264,17 @@ async def test_chores_wait_without_a_query_and_go_on_after_a_failure(
         chores.follow()
         chores.hint()  # also where another leads
         await eventually(lambda: looks == 3)
+    assert await enqueued(pool) == 1
+
+
+async def test_schedules_do_not_wait_for_bulk_operations(pool: Pool) -> None:
+    class Blocked(Bulk):
+        async def drive(self, seconds: float = 0.5) -> int:
+            raise asyncpg.LockNotAvailableError("somebody holds the row")
+
+    await make(pool, late=1)
+    chores = Chores(Blocked(pool), Scheduler(pool), Workers(pool))
+    chores.hint()
+    with pytest.raises(asyncpg.LockNotAvailableError):
+        await chores.do()
     assert await enqueued(pool) == 1

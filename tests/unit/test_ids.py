@@ -85,6 +85,14 @@ def test_random_bits_that_run_over_are_carried() -> None:
     assert made[-1].int >> 80 == 1_001
 
 
+def test_low_bits_that_run_over_amid_many_go_on_from_the_last() -> None:
+    tail = (5 << 62) | (1 << 62) - 3
+    source = IdSource(lambda: 1_000, lambda n: tail.to_bytes(10, "big") if n == 10 else bytes(n))
+    made = [*source.many(6), source.new()]
+    assert made == sorted(set(made))
+    assert {id.int >> 80 for id in made} == {1_000}
+
+
 def test_a_clock_that_goes_back_does_no_harm() -> None:
     times = iter([2_000, 1_000, 1_500, 2_001])
     source = IdSource(clock_ms=lambda: next(times))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict
@@ -17,6 +18,8 @@ from dhara.store.ids import new_id, new_ids
 # What `enqueue_many` takes: a handler's call, or the fields of a task by name (`type` required).
 Item = Call | Mapping[str, Any]
 _MOST_KNOWN = 100
+# An escape begins behind an even number of backslashes; valid JSON has them in texts only.
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
 class Options(TypedDict, total=False):
@@ -69,6 +72,9 @@ def checked_payload(value: Any) -> str:
         decoded = msgspec.json.decode(raw)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidTask([("payload", f"is not JSON: {error}")]) from None
+    # Decoded, the value of a key that comes again is gone; PostgreSQL reads it all the same.
+    if b"\\u0000" in raw and _NUL.search(raw):
+        raise InvalidTask([("payload", str(validate.text_problem("\0")))], "invalid_string")
     validate.encode_json(decoded, what="payload", most_bytes=6 * limits.PAYLOAD_BYTES)
     return raw.decode()
 

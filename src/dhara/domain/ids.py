@@ -55,7 +55,9 @@ class IdSource:
                 if low < _LOW:
                     made.append(high | low)
                     continue
-                # The first, or the random bits have run over.
+                # The first, or the random bits have run over: then on from the last one made.
+                if made:
+                    self._tail = (self._tail & ~(_LOW - 1)) | (made[-1] & (_LOW - 1))
                 made.append(self._next(self._clock_ms()))
                 high, low = made[-1] & ~(_LOW - 1), made[-1] & (_LOW - 1)
             if made:

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 BATCH = 500
 LOOK_AGAIN = 1.0
+TRY_AGAIN = 5.0
 
 
 class Wakes(Protocol):
@@ -46,19 +47,30 @@ class Bulk:
         self._operations = Operations(pool, schema)
 
     async def drive(self, seconds: float = 0.5) -> int:
-        """Whatever is due, for about `seconds`; answers how many steps were taken."""
+        """Whatever is due, for about `seconds`; answers how many steps were taken. One that is blocked is put off."""
         until = time.monotonic() + seconds
         steps = 0
         while due := await self._operations.due():
             taken = 0
             for id in due:
-                taken += await self.step(id)
+                taken += await self._try(id)
                 if time.monotonic() >= until:
                     return steps + taken
             if not taken:
                 break  # somebody else is at them
             steps += taken
         return steps
+
+    async def _try(self, id: UUID) -> bool:
+        """A step that harms no other operation: where a row is locked for long, say, the others have their turn."""
+        try:
+            return await self.step(id)
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            await self._operations.put_off(id, TRY_AGAIN)  # raises too if the database is away
+            log.warning("bulk operation %s goes on in %g s: %s", id, TRY_AGAIN, error)
+            return False
 
     async def drive_one(self, id: UUID, seconds: float = 0.5) -> None:
         """One operation, for about `seconds` or to its end."""

@@ -52,10 +52,11 @@ class Chores(Every):
         if not self._active or self._due is None or time.monotonic() < self._due:
             return
         self._due = time.monotonic() + _AGAIN  # should this fail
-        await self._bulk.drive()
+        # Schedules first: they are due on the second, and a bulk operation may wait long for a lock.
         if (soon := await self._scheduler.tick(_AGAIN)) is not None:
             await asyncio.sleep(soon)
             await self._scheduler.tick()
+        await self._bulk.drive()
         self._news.clear()
         following = await self._workers.next_chore()
         if not self._news.is_set():

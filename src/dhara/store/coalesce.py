@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Generic, TypeVar
 
 from dhara.store.pool import is_transient
@@ -37,7 +36,6 @@ class Coalescer(Generic[Item, Answer]):
         self._lanes = lanes
         self._waiting: deque[tuple[Item, asyncio.Future[Answer]]] = deque()
         self._writers: set[asyncio.Task[None]] = set()
-        self._active = 0
 
     async def submit(self, item: Item) -> Answer:
         """Have `item` written; returns its answer once that is durable.
@@ -46,18 +44,17 @@ class Coalescer(Generic[Item, Answer]):
         """
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
-        if self._active < self._lanes:
-            self._active += 1
+        if len(self._writers) < self._lanes:
             writer = asyncio.create_task(self._drain(), name="Coalescer")
             self._writers.add(writer)
-            writer.add_done_callback(self._writers.discard)
+            writer.add_done_callback(self._ended)
         return await future
 
     async def close(self) -> None:
         """Wait until everything submitted so far has been answered."""
         while self._writers:
-            with suppress(Exception):
-                await asyncio.gather(*self._writers, return_exceptions=True)
+            # Not `gather`: that would hand a cancellation of this call to the writers, who have others to answer.
+            await asyncio.wait(self._writers)
 
     async def _drain(self) -> None:
         try:
@@ -65,15 +62,22 @@ class Coalescer(Generic[Item, Answer]):
                 await self._answer_all(batch)
         finally:
             # Here, not when the loop reports the task as done: whoever submits in between would wait for nobody.
-            self._active -= 1
+            if (writer := asyncio.current_task()) is not None:
+                self._writers.discard(writer)
+
+    def _ended(self, writer: asyncio.Task[None]) -> None:
+        self._writers.discard(writer)  # canceled before its first step, it has not done so itself
+        if not self._writers:
+            # It was canceled, else nothing would be left: nobody comes for those that still wait.
+            _fail_all(self._waiting, asyncio.CancelledError())
+            self._waiting.clear()
 
     async def _answer_all(self, batch: list[tuple[Item, asyncio.Future[Answer]]]) -> None:
         try:
             await self._answer(batch)
         except BaseException as error:
             # Canceled from outside, as the loop closes: nobody may be left waiting for an answer.
-            for _, future in batch:
-                _fail(future, error)
+            _fail_all(batch, error)
             raise
 
     def _next(self) -> list[tuple[Item, asyncio.Future[Answer]]]:
@@ -93,14 +97,18 @@ class Coalescer(Generic[Item, Answer]):
                 await self._answer(batch[:middle])
                 await self._answer(batch[middle:])
                 return
-            for _, future in batch:
-                _fail(future, error)
+            _fail_all(batch, error)
             return
         for (_, future), answer in zip(batch, answers, strict=True):
             if isinstance(answer, Exception):
                 _fail(future, answer)
             elif not future.done():
                 future.set_result(answer)
+
+
+def _fail_all(batch: Iterable[tuple[Item, asyncio.Future[Answer]]], error: BaseException) -> None:
+    for _, future in batch:
+        _fail(future, error)
 
 
 def _fail(future: asyncio.Future[Answer], error: BaseException) -> None:

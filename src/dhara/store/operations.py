@@ -105,6 +105,10 @@ class Operations:
         """Put a step's work on record; the next is due in `pause` seconds."""
         await self.db.execute(self._sql("advance"), id, done, skipped, after, pause, wave)
 
+    async def put_off(self, id: UUID, seconds: float) -> None:
+        """Its next step could not be taken; it is due again in so many seconds."""
+        await self.db.execute(self._sql("put_off"), id, seconds)
+
     async def finish(self, id: UUID, state: str, reason: str | None = None) -> None:
         """It has ended by itself."""
         await self.db.fetchrow(self._sql("finish"), id, state, reason, None)

@@ -78,7 +78,10 @@ class Schedules:
         return None if row is None else _schedule(row)
 
     async def update(self, spec: Spec, by: str, source: str = "operator") -> Schedule:
-        """Give the schedule of that name this definition. Raises `NotFound`."""
+        """Give the schedule of that name this definition; a fire that is due is lost only where the times change.
+
+        Raises `NotFound`.
+        """
         now = await self.now()
         standing = await self.get(spec.name)
         anchor = standing.anchor if standing.every == spec.every else now
