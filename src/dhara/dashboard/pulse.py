@@ -26,6 +26,8 @@ READY_CAP = 10_000
 WINDOW = 60.0
 HISTORY_MINUTES = 60
 _SAMPLES = 120
+# As many queues as `sample` notes.
+_NOTED = 200
 # As `recent.sql` has it.
 _RECENT = timedelta(minutes=5)
 
@@ -131,7 +133,8 @@ class Pulse:
 
         def queue_rate(name: str) -> tuple[float, float]:
             is_ = by_queue[name]
-            was = before_queues.get(name, is_)
+            # Not noted then: it is new since, unless only the busiest were noted.
+            was = before_queues.get(name, is_ if len(before_queues) >= _NOTED else (0, 0))
             return (is_[0] - was[0]) / seconds, (is_[1] - was[1]) / seconds
 
         return Rates(
