@@ -1,6 +1,6 @@
 """The pictures of the dashboard in README and docs, taken by a headless chromium from a shop's tasks.
 
-    scripts/screenshots.py [--out docs/images] [--all FOLDER] [--serve] [--seconds 25]
+    scripts/screenshots.py [--out docs/images] [--all FOLDER] [--serve] [--seconds 70]
 
 Starts a PostgreSQL of its own, a server and a worker for `examples.shop`, enqueues a morning's work, waits while it runs,
 and takes the pictures. `--all` takes every page, light and dark, wide and narrow, for looking at; `--serve` goes on
@@ -203,7 +203,7 @@ if __name__ == "__main__":
     parser.add_argument("--all", type=Path)
     parser.add_argument("--only", action="append")
     parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=25)
+    parser.add_argument("--seconds", type=float, default=70.0)
     parser.add_argument("--serve", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="dhara-pictures-") as folder:
