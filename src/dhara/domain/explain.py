@@ -119,7 +119,7 @@ def _ended(f: Facts) -> Reason:
     why = f": {f.reason}" if f.reason else ""
     if f.status is State.CANCELED:
         return Reason("canceled", f"It was CANCELED at {moment(at)}{why}.", known)
-    error = f" Its last error: {_short(f.last_error)}" if f.last_error else ""
+    error = f" Its last error: {_short(f.last_error).rstrip('.')}." if f.last_error else ""
     text = f"It is DEAD since {moment(at)}, after {_count(f.attempts, 'attempt')}{why}.{error} A retry revives it."
     return Reason("dead", text, known)
 
