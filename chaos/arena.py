@@ -24,17 +24,20 @@ import asyncpg
 
 from chaos.faults.clocks import beside
 from chaos.handlers import NOTES
-from chaos.servers import Pair, mounted, pooler
+from chaos.servers import Pair, Web, mounted, pooler
 from chaos.workload import Workload
 from dhara import AsyncClient
+from dhara.domain.schedule import Spec
 from dhara.embedded import DEBIAN_FOLDERS, Binaries, EmbeddedPostgres, find_binaries
 from dhara.embedded.server import free_port
 from dhara.store import migrate
+from dhara.store.schedules import Schedules
 from tests.e2e.kit import Fleet, L, WorkerProcess
 from tests.proxy import Proxy
 from tests.waiting import eventually
 
 SLOTS = 16
+TICK = 2.0  # seconds between the fires of the schedule that every run has
 
 
 def binaries(major: int | None) -> Binaries:
@@ -65,10 +68,10 @@ class Member:
         self._processes = processes
         self.process = self.start()
 
-    def start(self) -> WorkerProcess:
+    def start(self, module: str = "chaos.handlers") -> WorkerProcess:
         """A (new) `dhara worker`."""
         arguments = ("--concurrency", str(SLOTS), "--processes", str(self._processes))
-        self.process = self._fleet.start(*arguments, module="chaos.handlers", **self._settings)
+        self.process = self._fleet.start(*arguments, module=module, **self._settings)
         return self.process
 
     async def end(self) -> None:
@@ -113,6 +116,9 @@ class Arena:
         self.members: list[Member] = []
         self.excused: set[int] = set()  # runners that were silenced: their leases may be lost
         self.deaths: list[tuple[int, float]] = []  # (runner's pid, wall time)
+        self.rewound: list[tuple[float, float]] = []  # what a failover took back: since when, until when (wall time)
+        self.delays: list[float] = []  # waits after a first failure, as parts of the base of their backoff
+        self.url = ""  # of `dhara server`, where one runs
         self._workers, self._processes, self._rate = workers, processes, rate
         self._settings = {"base_backoff": "100ms", "stale_after": f"{lease}s", **(settings or {})}
         self._stack = AsyncExitStack()
@@ -124,6 +130,8 @@ class Arena:
             db = await self.connect()
             await migrate.up(db)
             await db.execute("CREATE TABLE effects (task uuid NOT NULL, attempt int NOT NULL)")
+            tick = Spec(name="tick", type="tick", every=TICK, missed="catch_up", catch_up_most=10_000, max_retries=20)
+            await Schedules(db).create(tick, "chaos")
             await db.close()
             way = self.dsn
             if "proxy" in self.needs:
@@ -134,6 +142,10 @@ class Arena:
             client = AsyncClient(way, patience=2.0, pooler="pooler" in self.needs)
             self.client = await self._stack.enter_async_context(client)
             self.workload = Workload(self.client, self.folder, self.rng, self._rate)
+            if "server" in self.needs:
+                self.server = Web(self.dsn, self.folder, **self._settings)
+                self._stack.push_async_callback(self.server.end)
+                self.url = await self.server.until_ready()
             await self.until_live()
         except BaseException:
             await self.__aexit__()
@@ -153,6 +165,8 @@ class Arena:
             home = self._stack.enter_context(mounted(self.folder / "small", "256m"))
         hosts = ",".join(["127.0.0.1", *(f"127.0.0.{11 + i}" for i in range(self._workers))])
         options = {"listen_addresses": hosts, "max_connections": "120", "max_wal_size": "64MB"}
+        if "notify" in self.needs:
+            options["max_notify_queue_pages"] = "64"
         programs = self.binaries
         if "faketime" in self.needs:
             self.clock = self.folder / "clock"
@@ -202,6 +216,14 @@ class Arena:
                 return bool(await db.fetchval(query) >= wanted)
 
             await eventually(live, timeout, "all workers to beat")
+        finally:
+            await db.close()
+
+    async def pause_schedules(self) -> None:
+        """So that the work comes to an end."""
+        db = await self.connect()
+        try:
+            await Schedules(db).pause("tick", "chaos")
         finally:
             await db.close()
 

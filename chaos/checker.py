@@ -1,11 +1,13 @@
 """The verdict: I1 to I24 over the database, what the client was promised, what handlers noted and what was done to them.
 
-I16 waits for schedules; I18 stands here for the slots of a runner.
+I18 stands here for the slots of a runner.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,6 +60,10 @@ class Evidence:
     texts: Sequence[str] = ()
     skips: frozenset[str] = frozenset()
     poison_expected: bool = False
+    # What an asynchronous failover took back (wall time, since and until), and when each id was acknowledged.
+    rewound: Sequence[tuple[float, float]] = ()
+    times: Mapping[UUID, float] = field(default_factory=dict)
+    delays: Sequence[float] = ()
 
 
 @dataclass
@@ -67,6 +73,7 @@ class Verdict:
     violations: dict[str, Violations] = field(default_factory=dict)
     histories: dict[str, list[str]] = field(default_factory=dict)
     lost: int = 0
+    missing: list[str] = field(default_factory=list)  # ids that a failover took back, as it may
     unexplained: int = 0
     figures: dict[str, Any] = field(default_factory=dict)
 
@@ -106,15 +113,22 @@ async def judge(db: Connection, evidence: Evidence) -> Verdict:
         if check.statement not in evidence.skips:
             rows = await Audit(db).violations(check, scope) or []
             found[check.number] += [{"what": v.what, "task_id": v.task_id, "detail": v.detail} for v in rows]
-    found["I1"] += await invariants.i1(db, evidence.acknowledged)
+    for row in await invariants.i1(db, evidence.acknowledged):
+        if _within(evidence.times.get(row["task_id"]), evidence.rewound):
+            verdict.missing.append(str(row["task_id"]))
+        else:
+            found["I1"].append(row)
     found["I2"] += await nobodys(db, evidence.asked)
     deaths = _deaths(workers, evidence.deaths)
     if "overlaps" not in evidence.skips:  # the server's clock can be compared with ours
         found["I11"] += await invariants.taken_back(db, deaths, evidence.bound)
-    found["I12"] += overlapping(evidence.notes.runs, evidence.excused)
+    runs = evidence.notes.runs if not evidence.rewound else _kept(evidence)
+    found["I12"] += overlapping(runs, evidence.excused)
     claims = {row["lease"]: row for row in await db.fetch("SELECT lease, task_id, attempt FROM dhara.attempts")}
-    found["I13"] += unclaimed(evidence.notes.runs, claims)
+    found["I13"] += unclaimed(runs, claims)
     found["I14"] += await invariants.i14(db, type="effect")
+    found["I15"] += lopsided(evidence.delays)
+    found["I16"] += await misfired(db, "fires" in evidence.skips)
     found["I18"] += crowded(evidence.notes.runs, evidence.slots)
     found["I22"] += await payloads(db, evidence)
     found["I23"] += await leaks(db, evidence)
@@ -123,6 +137,7 @@ async def judge(db: Connection, evidence: Evidence) -> Verdict:
     verdict.violations = {number: rows for number, rows in found.items() if rows}
     open_ = "SELECT count(*) FROM dhara.tasks WHERE id = ANY ($1::uuid[]) AND status IN ('PENDING', 'RUNNING')"
     verdict.lost = len(found["I1"]) + await db.fetchval(open_, list(evidence.acknowledged))
+    verdict.figures["fires"] = await db.fetchval("SELECT count(*) FROM dhara.schedule_fires")
     verdict.unexplained = len(found["I13"])
     verdict.histories = await _histories(db, verdict.violations)
     return verdict
@@ -136,7 +151,8 @@ def _deaths(workers: Iterable[Any], deaths: Iterable[tuple[int, float]]) -> dict
 async def nobodys(db: Connection, asked: Iterable[str]) -> Violations:
     """I2: tasks under keys that the client never used, or under none."""
     query = """SELECT 'nobody asked for it' AS what, t.id AS task_id FROM dhara.tasks AS t
-               LEFT JOIN unnest($1::text[]) AS a (key) ON a.key = t.idempotency_key WHERE a.key IS NULL"""
+               LEFT JOIN unnest($1::text[]) AS a (key) ON a.key = t.idempotency_key WHERE a.key IS NULL
+                 AND NOT EXISTS (SELECT FROM dhara.schedule_fires AS f WHERE f.task_id = t.id)"""
     return [dict(row) for row in await db.fetch(query, list(asked))]
 
 
@@ -174,6 +190,69 @@ def unclaimed(runs: Iterable[Run], claims: Mapping[UUID, Any]) -> Violations:
             found.append({"what": "a claim executed twice", "task_id": run.task, "detail": f"attempt {run.attempt}"})
         seen.add(run.lease)
     return found
+
+
+def _within(at: float | None, spans: Sequence[tuple[float, float]]) -> bool:
+    return at is not None and any(since <= at <= until for since, until in spans)
+
+
+def _kept(evidence: Evidence) -> list[Run]:
+    """Without the executions that began in a time that a failover took back: their claims may be gone."""
+    offset = time.time() - time.monotonic()
+    return [run for run in evidence.notes.runs if not _within(run.start + offset, evidence.rewound)]
+
+
+def lopsided(delays: Sequence[float]) -> Violations:
+    """I15: waits, as parts of their base, are spread evenly over [0.5, 1.5) (Kolmogorov and Smirnov, p > 0.01).
+
+    Asked of a thousand and more.
+    """
+    if len(delays) < 1_000:
+        return []
+    p = evenly(delays)
+    detail = f"p = {p:.2g} for {len(delays)} waits"
+    return [] if p > 0.01 else [{"what": "waits that are not spread evenly", "task_id": None, "detail": detail}]
+
+
+def evenly(delays: Sequence[float]) -> float:
+    """How likely such an unevenness is by chance, if `delays` are evenly spread over [0.5, 1.5)."""
+    n = len(delays)
+    parts = [min(1.0, max(0.0, delay - 0.5)) for delay in sorted(delays)]
+    worst = max(max((i + 1) / n - part, part - i / n) for i, part in enumerate(parts))
+    scaled = worst * (math.sqrt(n) + 0.12 + 0.11 / math.sqrt(n))
+    if scaled < 0.2:
+        return 1.0
+    terms = ((-1) ** (k - 1) * math.exp(-2 * (k * scaled) ** 2) for k in range(1, 101))
+    return min(1.0, max(0.0, 2 * sum(terms)))
+
+
+async def misfired(db: Connection, gaps: bool = False) -> Violations:
+    """I16: each schedule of fixed intervals has one task for every time that it should have fired until its last one, and
+    none else. `gaps`: the server's clock has jumped, so that times may be missing.
+    """
+    query = """
+        WITH due AS (
+            SELECT s.name, s.anchor + n * s.every * interval '1 second' AS at FROM dhara.schedules AS s
+            CROSS JOIN LATERAL generate_series(
+                1, round(extract(epoch FROM GREATEST(s.last_at, s.paused_at - interval '20 s') - s.anchor) / s.every)::bigint
+            ) AS n
+            WHERE s.every IS NOT NULL
+        ), fired AS (
+            SELECT f.schedule, f.fire_at, t.id FROM dhara.schedule_fires AS f LEFT JOIN dhara.tasks AS t ON t.id = f.task_id
+        )
+        SELECT 'a fire without its task' AS what, f.id AS task_id, format('%s at %s', d.name, d.at) AS detail
+        FROM due AS d LEFT JOIN fired AS f ON f.schedule = d.name AND f.fire_at = d.at
+        WHERE f.id IS NULL AND NOT $1
+        UNION ALL
+        SELECT 'a fire at no time of its schedule', f.id, format('%s at %s', f.schedule, f.fire_at) FROM fired AS f
+        WHERE NOT EXISTS (SELECT FROM due AS d WHERE d.name = f.schedule AND d.at = f.fire_at)
+        UNION ALL
+        SELECT 'a task of a schedule without a fire', t.id, t.idempotency_key FROM dhara.tasks AS t
+        WHERE t.idempotency_key LIKE 'schedule:%' AND NOT EXISTS (SELECT FROM fired AS f WHERE f.id = t.id)
+        UNION ALL
+        SELECT 'two tasks of one fire', min(f.id::text)::uuid, format('%s at %s', f.schedule, f.fire_at) FROM fired AS f
+        GROUP BY f.schedule, f.fire_at HAVING count(f.id) > 1"""
+    return [dict(row) for row in await db.fetch(query, gaps)]
 
 
 def crowded(runs: Iterable[Run], slots: int) -> Violations:
@@ -223,7 +302,7 @@ async def leaks(db: Connection, evidence: Evidence) -> Violations:
 async def innocents(db: Connection) -> Violations:
     """F8: tasks that died as poison and are none."""
     query = """SELECT 'an innocent is DEAD' AS what, id AS task_id, type AS detail FROM dhara.tasks
-               WHERE status = 'DEAD' AND reason = 'poison' AND type <> 'poison'"""
+               WHERE status = 'DEAD' AND reason = 'poison' AND type NOT IN ('poison', 'hog')"""
     return [dict(row) for row in await db.fetch(query)]
 
 

@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,32 @@ async def poison(how: str) -> None:
     if how == "exit":
         os._exit(9)
     ctypes.string_at(0)
+
+
+@tasks.task("hog", retry=QUICKLY)
+async def hog(megabytes: int) -> None:
+    """More memory than there is (F9): every page of it is written to."""
+    kept = [bytearray(b"x" * 2**20) for _ in range(megabytes)]
+    await asyncio.sleep(1.0)
+    del kept
+
+
+@tasks.task("stubborn", retry=QUICKLY)
+async def stubborn(seconds: float) -> None:
+    """Does not let itself be canceled (F11)."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.2)
+
+
+@tasks.task("storm", retry=RetryPolicy(base=20.0, cap=60.0))
+async def storm(ctx: Context) -> None:
+    """Fails once, and waits for a while (F53)."""
+    if ctx.failures == 0:
+        raise RuntimeError("all at once")
+
+
+@tasks.task("tick", retry=QUICKLY)
+async def tick() -> None:
+    """What the schedule of every run enqueues (I16)."""

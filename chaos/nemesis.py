@@ -14,6 +14,8 @@ from chaos.arena import Arena
 from chaos.faults import FAULTS
 from chaos.plan import Step
 
+COUNTED = ("backend kill", "TCP cut", "SIGSTOP/CONT")
+
 
 @dataclass
 class Injection:
@@ -43,8 +45,8 @@ async def disturb(arena: Arena, steps: Sequence[Step], log: TextIO) -> list[Inje
         injection = Injection(step.row, found.kind, time.time())
         try:
             injection.told = await found.inject(arena, random.Random(step.seed)) or {}
-            # A terminated session is one fault; what is told in other numbers is one act.
-            injection.count = injection.told.get("count", 1) if found.kind in ("backend kill", "TCP cut") else 1
+            # A terminated session or a stopped runner is one fault; what is told in other numbers is one act.
+            injection.count = injection.told.get("count", 1) if found.kind in COUNTED else 1
             if injection.told.get("count") == 0:
                 injection.count = 0
         except Exception as error:

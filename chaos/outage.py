@@ -71,6 +71,7 @@ async def _run(arena: Arena, seconds: float) -> tuple[dict[str, Any], Verdict]:
     with suppress(asyncio.CancelledError):
         await work
     await arena.workload.finish()
+    await arena.pause_schedules()
     drained = await arena.until_final(120)
     notes = read_notes(arena.notes)
     db = await arena.connect()

@@ -44,6 +44,7 @@ class Order:
     proxied: bool = False
     bound: float | None = None  # seconds until what a killed runner held is claimed again (I11)
     steps: tuple[Step, ...] = ()  # a schedule made by hand
+    alone: bool = False  # nothing else runs on this machine: times are worth judging
     every: float = 0.0  # one fault of any row each so many seconds, instead of row after row
 
 
@@ -100,6 +101,7 @@ async def _run(order: Order, arena: Arena) -> tuple[dict[str, Any], Verdict, Sho
     with suppress(asyncio.CancelledError):
         await work
     await arena.workload.finish()
+    await arena.pause_schedules()
     drained = await arena.until_final(order.drain)
     took = time.time() - ended
     await asyncio.sleep(0.5)
@@ -115,10 +117,13 @@ async def _run(order: Order, arena: Arena) -> tuple[dict[str, Any], Verdict, Sho
             "seconds": ended - began,
             "rate": order.rate,
             "workers": order.workers,
+            "alone": order.alone,
             "acknowledged": len(arena.workload.acknowledged),
             "slowest_enqueue": round(arena.workload.slowest, 2),
             "starts": await db.fetchval("SELECT count(*) FROM dhara.attempts"),
             "lost": verdict.lost,
+            "missing": verdict.missing,
+            "fires": verdict.figures["fires"],
             "unexplained": verdict.unexplained,
             "violations": sum(map(len, verdict.violations.values())),
             "calm": round(calm, 1),
@@ -157,7 +162,10 @@ def _evidence(order: Order, arena: Arena) -> Evidence:
         secrets=arena.secrets(),
         texts=[member.logs() for member in arena.members],
         skips=frozenset().union(*(FAULTS[row].skips for row in order.rows)),
-        poison_expected=order.rows == ("F8",),
+        poison_expected=bool({"F8", "F9"} & set(order.rows)),
+        rewound=arena.rewound,
+        times=work.times,
+        delays=arena.delays,
     )
 
 
@@ -169,7 +177,12 @@ def _rows(
         counts[injection.row] += injection.count
     clock = any("overlaps" in FAULTS[row].skips for row in order.rows)
     measured = {} if clock else recovery.recoveries(times, injections, calm, ended)
-    return {row: {"injected": counts[row], **measured.get(row, {})} for row in order.rows}
+    found = {row: {"injected": counts[row], **measured.get(row, {})} for row in order.rows}
+    for injection in injections:
+        if "measured" in injection.told:
+            told = {"measured": injection.told["measured"], "met": bool(injection.told["met"])}
+            found[injection.row].setdefault("told", []).append(told)
+    return found
 
 
 def _spread(values: list[float]) -> list[float]:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import psycopg
 
+from chaos.processes import resident
 from dhara.embedded import Binaries
 from dhara.embedded.account import Account, account_for
 from dhara.embedded.copies import readable_binaries
 from dhara.embedded.server import free_port
+from tests.e2e.kit import children
 
 _SECRET = "chaos-5d41402abc4b2a76"
 
@@ -146,6 +151,19 @@ class Pair:
         )
         self.standby = node
 
+    def fall_behind(self) -> float:
+        """Commits wait for the standby no more, and it hears of none; since when, wall time."""
+        assert self.standby is not None
+        self.primary.do("ALTER SYSTEM SET synchronous_standby_names = ''", "SELECT pg_reload_conf()")
+        _until(lambda: self.primary.one("SHOW synchronous_standby_names") == "", "the primary not to wait")
+        since = time.time()
+        self.standby.do("ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()")
+        _until(
+            lambda: self.primary.one("SELECT count(*) = 0 FROM pg_stat_replication"),
+            "the standby to hear of nothing more",
+        )
+        return since
+
     def kill_primary(self) -> None:
         self.primary.kill()
 
@@ -159,6 +177,38 @@ class Pair:
         for node in (self.standby, self.primary):
             if node is not None:
                 node.kill(signal.SIGQUIT)
+
+
+class Web:
+    """One `dhara server` on a free port of 127.0.0.1."""
+
+    def __init__(self, dsn: str, folder: Path, **settings: str) -> None:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("DHARA_")}
+        self.port = free_port()
+        wanted = {"database_url": dsn, "host": "127.0.0.1", "port": str(self.port), "queue_limit": "2000", **settings}
+        environment |= {f"DHARA_{name.upper()}": value for name, value in wanted.items()}
+        path = os.pathsep.join(os.path.abspath(p) for p in sys.path if p)
+        self.log = folder / "server.log"
+        with self.log.open("wb") as output:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", "dhara", "server"], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                env=environment | {"PYTHONPATH": path}, cwd=folder, start_new_session=True,
+            )  # fmt: skip
+
+    async def until_ready(self) -> str:
+        """Its address, once it answers."""
+        url = f"http://127.0.0.1:{self.port}"
+        await asyncio.to_thread(_until, lambda: httpx.get(f"{url}/livez").status_code == 200, f"the server at {url}")
+        return url
+
+    @property
+    def memory(self) -> float:
+        """Resident, MiB, with its children."""
+        return sum(resident(pid) for pid in [self.popen.pid, *children(self.popen.pid)])
+
+    async def end(self) -> None:
+        self.popen.terminate()
+        await asyncio.to_thread(self.popen.wait, 30)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ CANCELED = 0.01
 _TICK = 0.05
 _MOST_OPEN = 2_000
 _RETRIES = {"fail": 2, "hang": 1}
+NEVER_CANCELED = ("stubborn", "hog", "storm", "poison")
 
 
 class Workload:
@@ -38,11 +39,12 @@ class Workload:
         self._rate = rate
         self._file = (folder / "acknowledged.jsonl").open("w")
         self._unsynced: list[str] = []
-        self._open: set[asyncio.Task[None]] = set()
+        self._open: set[asyncio.Task[UUID]] = set()
         self._n = 0
         self.asked: dict[str, str] = {}
         self.acknowledged: dict[UUID, str] = {}
         self.hashes: dict[UUID, str] = {}
+        self.times: dict[UUID, float] = {}  # when each was acknowledged, wall time
         self.slowest = 0.0
         self.errors = 0
 
@@ -59,11 +61,11 @@ class Workload:
                 self.submit(self._rng.choices(list(MIX), list(MIX.values()))[0])
             self._sync()
 
-    def submit(self, type: str, **payload: Any) -> asyncio.Task[None]:
-        """Enqueue one more, in the background."""
-        self._n += 1
+    def submit(self, type: str, **payload: Any) -> asyncio.Task[UUID]:
+        """Enqueue one more, in the background; answers its id, once it is acknowledged."""
+        key = self.register(type)
         payload = payload or self._payload(type)
-        task = asyncio.create_task(self._enqueue(f"{self._n}-{uuid4().hex[:8]}", type, payload))
+        task = asyncio.create_task(self._enqueue(key, type, payload))
         self._open.add(task)
         task.add_done_callback(self._open.discard)
         return task
@@ -82,8 +84,36 @@ class Workload:
             return {"seconds": round(self._rng.uniform(0.05, 0.5), 3)}
         return {"seconds": 0.2} if type == "cpu" else {}
 
-    async def _enqueue(self, key: str, type: str, payload: dict[str, Any]) -> None:
+    async def once(self, type: str, **options: Any) -> UUID:
+        """Enqueue one more by a single try, for a fault that looks at its time. Raises as the client does."""
+        key, payload = self.register(type), self._payload(type)
+        handle = await self._client.enqueue(type, payload, idempotency_key=key, max_retries=20, **options)
+        self.acknowledge(handle.id, key, type, payload)
+        return handle.id
+
+    async def many(self, type: str, count: int, **options: Any) -> list[UUID]:
+        """Enqueue many in one transaction."""
+        keys = [self.register(type) for _ in range(count)]
+        payload = self._payload(type)
+        items = [{"type": type, "payload": payload, "idempotency_key": key} for key in keys]
+        handles = await self._client.enqueue_many(items, max_retries=20, **options)
+        for handle, key in zip(handles, keys, strict=True):
+            self.acknowledge(handle.id, key, type, payload)
+        return [handle.id for handle in handles]
+
+    def register(self, type: str) -> str:
+        """A key under which a fault enqueues by itself."""
+        self._n += 1
+        key = f"{self._n}-{uuid4().hex[:8]}"
         self.asked[key] = type
+        return key
+
+    def acknowledge(self, id: UUID, key: str, type: str, payload: Any) -> None:
+        """The database has said that it has it."""
+        self.times[id] = time.time()
+        self._unsynced.append(json.dumps({"id": str(id), "key": key, "type": type, "hash": digest(payload)}))
+
+    async def _enqueue(self, key: str, type: str, payload: dict[str, Any]) -> UUID:
         start = time.monotonic()
         handle = None
         while handle is None:
@@ -94,11 +124,12 @@ class Workload:
                 self.errors += 1
                 await asyncio.sleep(0.1 + self._rng.random() * 0.4)
         self.slowest = max(self.slowest, time.monotonic() - start)
-        self._unsynced.append(json.dumps({"id": str(handle.id), "key": key, "type": type, "hash": digest(payload)}))
-        if self._rng.random() < CANCELED:
+        self.acknowledge(handle.id, key, type, payload)
+        if type not in NEVER_CANCELED and self._rng.random() < CANCELED:
             await asyncio.sleep(self._rng.random() * 0.3)
             with suppress(DharaError, OSError, TimeoutError):
                 await self._client.cancel(handle.id)
+        return handle.id
 
     def _sync(self) -> None:
         lines, self._unsynced = self._unsynced, []

@@ -6,6 +6,8 @@ freeze()             nothing passes any more and nobody is told: a half-open lin
 cut()                every connection ends now
 close()              and new ones too, until reopen()
 deaf                 notifications are swallowed
+delay                what passes arrives so many seconds later, in order
+bandwidth            all connections share so many bytes a second, each way
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from urllib.parse import urlsplit
 from dhara.store.sql import load
 
 _LENGTH = struct.Struct("!I")
+_PIECE = 4_096
 
 
 class Proxy:
@@ -34,6 +37,12 @@ class Proxy:
         self.accepted = 0
         self.deaf = False
         self.refusing = False
+        self.delay = 0.0
+        self.bandwidth: float | None = None
+        self._pipes = (
+            asyncio.Lock(),
+            asyncio.Lock(),
+        )  # up, down; they wake in the order of asking: everyone gets a turn
         self.dsn = ""
         self.flowing = asyncio.Event()
         self.flowing.set()
@@ -91,6 +100,20 @@ class Proxy:
         for link in list(self._links):
             link.close()
 
+    async def carry(self, writer: asyncio.StreamWriter, data: bytes, late: _Late, down: bool) -> None:
+        """Write `data`, as slowly and as late as is set."""
+        if self.bandwidth is not None:
+            for start in range(0, len(data), _PIECE):
+                piece = data[start : start + _PIECE]
+                async with self._pipes[down]:
+                    await asyncio.sleep(len(piece) / self.bandwidth)
+                writer.write(piece)
+        elif self.delay or late.waiting:
+            late.write(writer, data, self.delay)
+        else:
+            writer.write(data)
+        await writer.drain()
+
     def rule_for(self, query: str) -> bool | None:
         """Take the rule that this statement falls under: True to lose the reply, False the request, None to pass."""
         if self._rules and self._rules[0][0] in query:
@@ -115,6 +138,22 @@ class Proxy:
             self._links.discard(link)
 
 
+class _Late:
+    """What is under way on one side of a connection, in order."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[tuple[asyncio.StreamWriter, bytes]] = deque()
+
+    def write(self, writer: asyncio.StreamWriter, data: bytes, delay: float) -> None:
+        self.waiting.append((writer, data))
+        asyncio.get_running_loop().call_later(delay, self._arrive)
+
+    def _arrive(self) -> None:
+        writer, data = self.waiting.popleft()
+        if not writer.is_closing():
+            writer.write(data)
+
+
 class _Link:
     """One connection through the proxy."""
 
@@ -127,6 +166,7 @@ class _Link:
         self._proxy = proxy
         self._client, self._server = client, server
         self._statements: dict[bytes, str] = {}
+        self._late = (_Late(), _Late())
         self._swallow = False
         self.ended = asyncio.Event()
 
@@ -160,8 +200,7 @@ class _Link:
                 self._proxy.cuts += 1
                 return
             self._swallow = self._swallow or lose_reply is True
-            writer.write(kind + _LENGTH.pack(len(body) + 4) + body)
-            await writer.drain()
+            await self._proxy.carry(writer, kind + _LENGTH.pack(len(body) + 4) + body, self._late[0], False)
 
     def _executed(self, kind: bytes, body: bytes) -> str | None:
         """The text of the statement that this message executes, if it does."""
@@ -186,8 +225,7 @@ class _Link:
                 continue
             if kind == b"A" and self._proxy.deaf:
                 continue
-            writer.write(kind + _LENGTH.pack(len(body) + 4) + body)
-            await writer.drain()
+            await self._proxy.carry(writer, kind + _LENGTH.pack(len(body) + 4) + body, self._late[1], True)
 
 
 async def _message(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:

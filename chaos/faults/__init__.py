@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from chaos.faults import clocks, database, network, processes, standby  # noqa: F401  they register their rows
+from chaos.faults import (  # noqa: F401  they register their rows
+    clocks,
+    database,
+    http,
+    limits,
+    network,
+    processes,
+    standby,
+    storms,
+    strain,
+)
 from chaos.faults.row import FAULTS, Fault
 
 __all__ = ["FAULTS", "Fault"]

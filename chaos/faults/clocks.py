@@ -75,7 +75,7 @@ async def worker_clock(arena: Arena, rng: random.Random) -> dict[str, Any]:
 
 @fault(
     "F47", "server clock", "the server's clock jumps two hours ahead, and back", every=24.0, needs="faketime",
-    skips="overlaps order early reaped", lasting=True,
+    skips="overlaps order early reaped fires", lasting=True,
 )  # fmt: skip
 async def server_clock(arena: Arena, rng: random.Random) -> dict[str, Any]:
     assert arena.clock is not None

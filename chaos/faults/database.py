@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from chaos.arena import Arena
 
 
-@fault("F16", "database crash", "PostgreSQL crashes and comes back at once", every=10.0)
+@fault("F16", "database crash", "PostgreSQL crashes and comes back at once", every=10.0, most=5.0)
 async def crashed(arena: Arena, rng: random.Random) -> None:
     await asyncio.to_thread(arena.postgres.restart, "immediate")
 
@@ -42,12 +42,12 @@ async def _terminate(arena: Arena, names: str) -> dict[str, Any]:
         await db.close()
 
 
-@fault("F18", "backend kill", "every session is terminated", every=1.0)
+@fault("F18", "backend kill", "every session is terminated", every=1.0, most=5.0)
 async def sessions_killed(arena: Arena, rng: random.Random) -> dict[str, Any]:
     return await _terminate(arena, "%")
 
 
-@fault("F19", "backend kill", "only the listeners', or only the keepers' sessions are terminated", every=1.0)
+@fault("F19", "backend kill", "only the listeners', or only the keepers' sessions are terminated", every=1.0, most=5.0)
 async def some_sessions_killed(arena: Arena, rng: random.Random) -> dict[str, Any]:
     return await _terminate(arena, rng.choice(["dhara listener", "dhara keeper", "dhara handler", "dhara runner"]))
 
@@ -66,7 +66,14 @@ async def exhausted(arena: Arena, rng: random.Random) -> dict[str, Any]:
             connection.terminate()
 
 
-@fault("F26", "table locked", "ACCESS EXCLUSIVE on tasks, or on workers, for twice the lease", every=26.0, lasting=True)
+@fault(
+    "F26",
+    "table locked",
+    "ACCESS EXCLUSIVE on tasks, or on workers, for twice the lease",
+    every=26.0,
+    most=3.0,
+    lasting=True,
+)
 async def locked(arena: Arena, rng: random.Random) -> dict[str, Any]:
     table = rng.choice(["tasks", "workers"])
     db = await arena.connect()

@@ -9,10 +9,13 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+from chaos import measure
 from chaos.faults.row import fault
+from dhara.store.pool import DatabaseSettings, connect
 
 if TYPE_CHECKING:
     from chaos.arena import Arena
@@ -32,10 +35,30 @@ def packets() -> bool:
 @contextmanager
 def rules(host: str, port: int, *target: str) -> Iterator[None]:
     """What goes to `host`:`port` and what comes from there meets `target`."""
-    found = [
-        ["INPUT", "-i", "lo", "-p", "tcp", "-d", host, "--dport", str(port), "-j", *target],
-        ["INPUT", "-i", "lo", "-p", "tcp", "-s", host, "--sport", str(port), "-j", *target],
-    ]
+    yield from _rules(
+        ["-d", host, "--dport", str(port), "-j", *target],
+        ["-s", host, "--sport", str(port), "-j", *target],
+    )
+
+
+@contextmanager
+def one_connection(client: int, server: int) -> Iterator[None]:
+    """Nothing passes any more between these two ports, and nobody is told."""
+    yield from _rules(
+        ["--sport", str(client), "--dport", str(server), "-j", "DROP"],
+        ["--sport", str(server), "--dport", str(client), "-j", "DROP"],
+    )
+
+
+@contextmanager
+def lossy(port: int, share: float) -> Iterator[None]:
+    """So many of the packets to and from this port never arrive."""
+    chance = ["-m", "statistic", "--mode", "random", "--probability", str(share), "-j", "DROP"]
+    yield from _rules(["--dport", str(port), *chance], ["--sport", str(port), *chance])
+
+
+def _rules(*wanted: list[str]) -> Iterator[None]:
+    found = [["INPUT", "-i", "lo", "-p", "tcp", *rule] for rule in wanted]
     for rule in found:
         subprocess.run(["iptables", "-w", "-I", *rule], check=True)
     try:
@@ -85,7 +108,7 @@ async def partitioned(arena: Arena, rng: random.Random) -> dict[str, Any]:
     return {"worker": member.index, "by": "iptables DROP", "seconds": seconds}
 
 
-@fault("F39", "TCP cut", "every connection of one worker is reset", every=1.0)
+@fault("F39", "TCP cut", "every connection of one worker is reset", every=1.0, most=3.0)
 async def reset(arena: Arena, rng: random.Random) -> dict[str, Any]:
     member = arena.pick(rng)
     if member.proxy is not None:
@@ -120,3 +143,81 @@ async def deaf(arena: Arena, rng: random.Random) -> dict[str, Any]:
     for proxy in _everyone(arena):
         proxy.deaf = False
     return {"seconds": 10.0}
+
+
+@fault(
+    "F38", "half-open", "one connection's packets are dropped: the idle listener's, one idle in the pool, one in mid-query",
+    every=18.0, lasting=True, bar="found within 12 s",
+)  # fmt: skip
+async def half_open(arena: Arena, rng: random.Random) -> dict[str, Any]:
+    name = rng.choice(["dhara listener", "dhara runner", "dhara keeper", "dhara query"])
+    async with measure.session(arena) as db, AsyncExitStack() as stack:
+        if name == "dhara query":
+            connection = await connect(DatabaseSettings(dsn=arena.dsn), name)
+            stack.callback(connection.terminate)
+            asking = asyncio.ensure_future(connection.fetchval("SELECT pg_sleep(28)"))
+            stack.callback(asking.cancel)
+            await asyncio.sleep(0.5)
+        query = """SELECT client_port FROM pg_stat_activity WHERE application_name = $1 AND client_port > 0
+                   AND state IN ('idle', $2) ORDER BY random() LIMIT 1"""
+        port = await db.fetchval(query, name, "active" if name == "dhara query" else "idle")
+        if port is None:
+            return {"count": 0}
+        start = time.monotonic()
+        with one_connection(port, arena.postgres.port):
+            while _established(port) and time.monotonic() < start + 25:
+                await asyncio.sleep(0.1)
+            took = time.monotonic() - start
+    return {"session": name, "measured": f"{name}: found after {took:.1f} s", "met": took <= 12.0}
+
+
+def _established(port: int) -> bool:
+    """Whether the client's end still believes in its connection."""
+    with open("/proc/net/tcp") as file:
+        return any(
+            line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "01" for line in file.readlines()[1:]
+        )
+
+
+async def _reaped(arena: Arena) -> int:
+    async with measure.session(arena) as db:
+        return int(await db.fetchval("SELECT count(*) FROM dhara.task_history WHERE event = 'REAPED'"))
+
+
+@fault(
+    "F40", "loss and delay", "a twentieth of the packets between workers and proxy is lost, and all come 50 ms late each way",
+    every=30.0, needs="proxy", lasting=True, bar="nobody reaped",
+)  # fmt: skip
+async def lossy_and_late(arena: Arena, rng: random.Random) -> dict[str, Any]:
+    before = await _reaped(arena)
+    with ExitStack() as stack:
+        for member in arena.members:
+            assert member.proxy is not None
+            member.proxy.delay = 0.05
+            stack.enter_context(lossy(urlsplit(member.proxy.dsn).port or 0, 0.05))
+        await asyncio.sleep(20.0)
+    for member in arena.members:
+        assert member.proxy is not None
+        member.proxy.delay = 0.0
+    found = await _reaped(arena) - before
+    return {"measured": f"{found} reaped in 20 s", "met": found == 0}
+
+
+@fault(
+    "F42", "thin pipe", "each worker has 1 Mbit/s, and payloads of 200 KiB come along", every=40.0, needs="proxy",
+    lasting=True, bar="nobody reaped",
+)  # fmt: skip
+async def thin_pipe(arena: Arena, rng: random.Random) -> dict[str, Any]:
+    before = await _reaped(arena)
+    for member in arena.members:
+        assert member.proxy is not None
+        member.proxy.bandwidth = 125_000.0
+    for n in range(40):
+        if n < 24:
+            arena.workload.submit("noop", n=n, text="x" * 200_000)
+        await asyncio.sleep(0.6)
+    for member in arena.members:
+        assert member.proxy is not None
+        member.proxy.bandwidth = None
+    found = await _reaped(arena) - before
+    return {"measured": f"{found} reaped in 24 s, 24 payloads of 200 KiB", "met": found == 0}

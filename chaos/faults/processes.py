@@ -8,6 +8,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any
 
+from chaos import measure
 from chaos.faults.row import fault
 from tests.e2e.kit import G, L
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from chaos.arena import Arena, Member
 
 
-@fault("F1", "kill -9", "a runner is killed", every=2.0)
+@fault("F1", "kill -9", "a runner is killed", every=2.0, most=3.0)
 async def runner_killed(arena: Arena, rng: random.Random) -> dict[str, Any]:
     member = arena.pick(rng)
     pids = sorted(member.process.runners)
@@ -100,42 +101,80 @@ async def handler_hangs(arena: Arena, rng: random.Random) -> dict[str, Any]:
     return await _occupy(arena, "hang")
 
 
-@fault("F8", "poison", "a task kills every process that runs it", every=5.0)
+@fault(
+    "F8",
+    "poison",
+    "a task kills every process that runs it",
+    every=5.0,
+    bar="DEAD after three crashes, no innocent with it",
+)
 async def poisoned(arena: Arena, rng: random.Random) -> dict[str, Any]:
     return await _occupy(arena, "poison", how=rng.choice(["exit", "segfault"]))
 
 
-@fault("F10", "drain", "SIGTERM under load; a new worker after it", every=12.0)
+@fault("F10", "drain", "SIGTERM under load; a new worker after it", every=12.0, bar="exit 0 within G + 1 = 6 s")
 async def drained(arena: Arena, rng: random.Random) -> dict[str, Any]:
-    return await _told_to_end(arena, rng, 1)
+    return await _told_to_end(arena, rng, 1, G + 1, 0)
 
 
-@fault("F12", "drain", "SIGTERM twice, a second apart; a new worker after it", every=12.0)
+@fault(
+    "F12", "drain", "SIGTERM twice, a second apart; a new worker after it", every=12.0,
+    bar="exit within 3 s of the second",
+)  # fmt: skip
 async def drained_at_once(arena: Arena, rng: random.Random) -> dict[str, Any]:
-    return await _told_to_end(arena, rng, 2)
+    return await _told_to_end(arena, rng, 2, 3.0, 128 + signal.SIGTERM)
 
 
-@fault("F13", "drain", "rolling restart: the new worker first, then SIGTERM for the old", every=10.0)
+@fault(
+    "F13", "drain", "rolling restart: the new worker first, then SIGTERM for the old", every=10.0,
+    bar="start delay p99 within 2 s",
+)  # fmt: skip
 async def rolled(arena: Arena, rng: random.Random) -> dict[str, Any]:
     member = arena.pick(rng)
+    async with measure.session(arena) as db:
+        began = await measure.now(db)
     old = member.process
     member.start()
     start = time.monotonic()
     code = await old.stop(G + 30)
-    return {"worker": member.index, "exit": code, "took": round(time.monotonic() - start, 2)}
+    took = time.monotonic() - start
+    p99 = (await measure.since(arena, began)).p99
+    return {
+        "worker": member.index, "exit": code, "took": round(took, 2),
+        "measured": f"start delay p99 {p99:.2f} s, exit {code}", "met": code == 0 and p99 <= 2.0,
+    }  # fmt: skip
 
 
-async def _told_to_end(arena: Arena, rng: random.Random, signals: int) -> dict[str, Any]:
+async def _told_to_end(arena: Arena, rng: random.Random, signals: int, most: float, wanted: int) -> dict[str, Any]:
     member = arena.pick(rng)
     start = time.monotonic()
     for n in range(signals):
-        if n:
+        if n and member.process.popen.poll() is None:
             await asyncio.sleep(1.0)
+        start = time.monotonic()
         member.process.signal(signal.SIGTERM)
     code = await member.process.ended(G + 30)
     took = time.monotonic() - start
     member.start()
-    return {"worker": member.index, "exit": code, "took": round(took, 2)}
+    # Without anything left to wait for, the first signal was enough.
+    met = took <= most and code in (wanted, 0)
+    return {
+        "worker": member.index, "exit": code, "took": round(took, 2),
+        "measured": f"exit {code} after {took:.1f} s", "met": met,
+    }  # fmt: skip
+
+
+@fault(
+    "F4c", "SIGSTOP/CONT", "most workers at once stand still for longer than their leases", every=13.0, lasting=True,
+    bar="leases lost, stale results refused, effects exactly once",
+)  # fmt: skip
+async def workers_stopped(arena: Arena, rng: random.Random) -> dict[str, Any]:
+    chosen = rng.sample(arena.members, max(1, len(arena.members) - 1))
+    for member in chosen:
+        arena.excuse(member)
+    runners = sum(len(member.process.runners) for member in chosen)
+    await asyncio.gather(*(_stop(arena, member, arena.lease * 1.25) for member in chosen))
+    return {"workers": len(chosen), "count": runners}
 
 
 assert L < 10  # the intervals above are those of the test profile

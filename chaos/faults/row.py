@@ -18,7 +18,9 @@ class Fault:
     """A row: what the ledger counts it as, how often it comes (seconds), what kind of arena it needs.
 
     `needs`: `proxy` (every connection through our proxy), `packets` (root and iptables), `faketime`, `tmpfs`, `standby`,
-    `pooler`. `skips`: statements of the audit that cannot hold under it. `lasting`: recovery is measured from its end.
+    `pooler`, `server` (`dhara server`), `notify` (a small queue of notifications). `skips`: statements of the audit that
+    cannot hold under it. `lasting`: recovery is measured from its end. `most`: seconds it may take; a fault that has
+    another bar answers what was `measured` and whether it is `met`. `bar`: in words, for the report.
     """
 
     row: str
@@ -29,20 +31,32 @@ class Fault:
     needs: frozenset[str] = frozenset()
     skips: frozenset[str] = frozenset()
     lasting: bool = False
+    bar: str = ""
+    most: float | None = None
 
 
 FAULTS: dict[str, Fault] = {}
 
 
 def fault(
-    row: str, kind: str, about: str, *, every: float, needs: str = "", skips: str = "", lasting: bool = False
+    row: str,
+    kind: str,
+    about: str,
+    *,
+    every: float,
+    needs: str = "",
+    skips: str = "",
+    lasting: bool = False,
+    bar: str = "",
+    most: float | None = None,
 ) -> Callable[[Inject], Inject]:
     """Register a row."""
 
     def register(inject: Inject) -> Inject:
         assert row not in FAULTS
+        words = bar or (f"90 % of the calm rate after {most:g} s" if most is not None else "")
         FAULTS[row] = Fault(
-            row, kind, about, every, inject, frozenset(needs.split()), frozenset(skips.split()), lasting
+            row, kind, about, every, inject, frozenset(needs.split()), frozenset(skips.split()), lasting, words, most
         )
         return inject
 

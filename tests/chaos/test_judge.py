@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -10,12 +12,17 @@ from uuid import UUID, uuid4
 import pytest
 
 from chaos import plan, recovery, report
-from chaos.checker import Evidence, Notes, Run, judge, read_notes
+from chaos.checker import Evidence, Notes, Run, judge, lopsided, misfired, read_notes
 from chaos.faults import FAULTS
 from chaos.handlers import NOTES, digest, note
 from chaos.nemesis import Injection
+from dhara.domain.backoff import Backoff
 from dhara.domain.lifecycle import State
+from dhara.domain.schedule import Spec
 from dhara.domain.task import Task
+from dhara.maintenance.scheduler import Scheduler
+from dhara.store.pool import Pool
+from dhara.store.schedules import Schedules
 from tests.factories import Connection, history, make_task
 
 Break = Callable[[Evidence], None]
@@ -142,3 +149,60 @@ def test_recovery_and_the_ledger(tmp_path: Path) -> None:
     totals = report.totals(json.loads(ledger.read_text()))
     assert (totals["rows"], totals["kinds"], totals["acknowledged"]) == ({"F1": 7}, {"kill -9": 7}, 10)
     assert FAULTS["F1"].about in report.ledger_table(json.loads(ledger.read_text()))
+
+
+# breaks what a schedule should have done, $1 a task that it enqueued
+MISFIRED = {
+    "a fire without its task": "DELETE FROM dhara.tasks WHERE id = $1",
+    "a fire at no time of its schedule": "UPDATE dhara.schedule_fires SET fire_at = fire_at + interval '1 s' WHERE task_id = $1",
+    "a task of a schedule without a fire": "DELETE FROM dhara.schedule_fires WHERE task_id = $1",
+}
+
+
+@pytest.mark.parametrize("what", ["none", *MISFIRED])
+async def test_fires_are_compared_with_their_schedule(db: Connection, pool: Pool, what: str) -> None:
+    """I16."""
+    await Schedules(db).create(Spec(name="s", type="t", every=60.0, missed="catch_up"), "chaos")
+    await db.execute(
+        "UPDATE dhara.schedules SET anchor = anchor - interval '200 s', next_at = next_at - interval '200 s'"
+    )
+    await Scheduler(pool).tick()
+    fires = await Schedules(db).fires("s")
+    assert len(fires) == 3
+    assert await misfired(db) == []
+    if what != "none":
+        await db.execute("SET session_replication_role = replica")
+        await db.execute(MISFIRED[what], fires[1].task_id)
+    found = {row["what"] for row in await misfired(db)}
+    assert (what in found) == (what != "none")
+    # Where the server's clock has jumped, times may be missing; doubles may not.
+    assert what != "a task of a schedule without a fire" or await misfired(db, gaps=True)
+
+
+def test_waits_are_spread_evenly() -> None:
+    """I15: those of the backoff pass; without jitter, with half of it, or with a hump they do not."""
+    rng = random.Random(15)
+    backoff = Backoff(base=8.0)
+    sound = [backoff.delay(1, rng) / 8.0 for _ in range(1_000)]
+    assert lopsided(sound) == []
+    for broken in (
+        [1.0] * 1_000,
+        [0.75 + n / 2_000 for n in range(1_000)],
+        [0.5 + rng.betavariate(2, 2) for _ in sound],
+    ):
+        assert lopsided(broken)
+    assert lopsided(broken[:999]) == [], "too few to say"
+
+
+async def test_what_a_failover_took_back_is_named_and_not_lost(db: Connection) -> None:
+    await db.execute("CREATE TABLE effects (task uuid NOT NULL, attempt int NOT NULL)")
+    gone, lost = uuid4(), uuid4()
+    run = Run(gone, 1, uuid4(), "noop", 77, time.monotonic(), None)
+    evidence = Evidence(
+        acknowledged={gone: "noop", lost: "noop"}, hashes={}, asked={}, notes=Notes([run], []),
+        times={gone: time.time(), lost: time.time() - 60}, rewound=[(time.time() - 5, time.time() + 5)],
+    )  # fmt: skip
+    verdict = await judge(db, evidence)
+    assert verdict.missing == [str(gone)]
+    assert [row["task_id"] for row in verdict.violations["I1"]] == [lost]
+    assert "I13" not in verdict.violations

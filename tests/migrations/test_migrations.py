@@ -215,6 +215,7 @@ async def test_waiting_for_another_migrator_ends(
     empty: Connection, other: Connection, empty_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(migrate, "_LOCK_TIMEOUT", "200ms")
+    monkeypatch.setattr(migrate, "_PATIENCE", 0.0)
     async with other.transaction():
         await migrate._lock(other, "dhara")
         with pytest.raises(Unavailable, match="nothing was changed, try again"):
@@ -222,6 +223,34 @@ async def test_waiting_for_another_migrator_ends(
         # Another schema is another lock.
         assert await migrate.up(empty, "elsewhere") == STEPS
     assert await migrate.up(empty) == STEPS
+
+
+async def test_a_step_asks_for_locks_briefly_and_again(
+    empty: Connection, other: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F27: behind a long reader it gives way, so that nobody queues behind it, and goes through once the reader has gone."""
+    monkeypatch.setattr(migrate, "_PAUSE", 0.0)
+    altering = Migration(2, "altering", "ALTER TABLE dhara.tasks ADD COLUMN more int;", "")
+    fake(monkeypatch, STEPS[0])
+    await migrate.up(empty)
+    fake(monkeypatch, STEPS[0], altering)
+    gave_way = asyncio.Event()
+    briefly, asked = migrate.ask_briefly, 0
+
+    async def counted(connection: Any) -> None:
+        nonlocal asked
+        asked += 1
+        if asked > 2:
+            gave_way.set()
+        await briefly(connection)
+
+    monkeypatch.setattr(migrate, "ask_briefly", counted)
+    async with other.transaction():
+        await other.fetchval("SELECT count(*) FROM dhara.tasks")
+        waiting = asyncio.ensure_future(migrate.up(empty))
+        await asyncio.wait_for(gave_way.wait(), 30)
+        assert not waiting.done()
+    assert await waiting == [altering]
 
 
 async def test_the_second_waits_and_finds_nothing_to_do(empty: Connection, other: Connection, empty_dsn: str) -> None:

@@ -7,12 +7,14 @@ know: newer, damaged or changed.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 from msgspec import Struct
@@ -20,9 +22,16 @@ from msgspec import Struct
 from dhara.errors import SchemaError, Unavailable
 from dhara.store.sql import check_schema, qualify
 
+T = TypeVar("T")
+
 _FOLDER = files("dhara.store") / "migrations"
 _NAME = re.compile(r"(\d{4})_([a-z0-9_]+)\.up\.sql")
-_LOCK_TIMEOUT = "10s"
+_LOCK_TIMEOUT = "10s"  # for other migrators
+# Whatever comes after it queues behind a lock that is asked for, enqueues and claims included: so a step asks for a moment
+# only, and again a little later, while a long reader keeps it away.
+_STEP_LOCK_TIMEOUT = "200ms"
+_PAUSE = 1.0
+_PATIENCE = 60.0
 _TABLES = ("tasks", "task_history", "workers", "queues", "counters", "histograms", "leaders", "api_keys")
 _TABLE = """
 CREATE TABLE IF NOT EXISTS dhara.migrations (
@@ -104,7 +113,7 @@ async def up(connection: Any, schema: str = "dhara") -> list[Migration]:
     check_schema(schema)
     done: list[Migration] = []
     with _explained(schema):
-        while step := await _next_up(connection, schema):
+        while step := await patiently(lambda: _next_up(connection, schema), _PATIENCE):
             done.append(step)
     return done
 
@@ -116,9 +125,26 @@ async def down(connection: Any, steps: int = 1, schema: str = "dhara") -> list[M
     """
     undone: list[Migration] = []
     with _explained(schema):
-        while len(undone) < steps and (step := await _next_down(connection, schema)):
+        while len(undone) < steps and (step := await patiently(lambda: _next_down(connection, schema), _PATIENCE)):
             undone.append(step)
     return undone
+
+
+async def patiently(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
+    """What `attempt` answers, tried again for so long while others hold locks that it needs."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return await attempt()
+        except asyncpg.LockNotAvailableError:
+            if time.monotonic() >= end:
+                raise
+        await asyncio.sleep(_PAUSE)
+
+
+async def ask_briefly(connection: Any) -> None:
+    """The rest of this transaction waits for a lock for a moment only."""
+    await connection.execute(f"SET LOCAL lock_timeout = '{_STEP_LOCK_TIMEOUT}'")
 
 
 async def remove(connection: Any, schema: str) -> None:
@@ -160,6 +186,7 @@ async def _next_up(connection: Any, schema: str) -> Migration | None:
             if await connection.fetchval("SELECT to_regnamespace($1)", f'"{schema}"') is None:
                 await connection.execute(f'CREATE SCHEMA "{schema}"')
             await connection.execute(qualify(_TABLE, schema))
+        await ask_briefly(connection)
         await connection.execute(qualify(step.up, schema))
         await connection.execute(
             qualify("INSERT INTO dhara.migrations (version, name, checksum) VALUES ($1, $2, $3)", schema),
@@ -177,6 +204,7 @@ async def _next_down(connection: Any, schema: str) -> Migration | None:
         if not found.applied:
             return None
         last = found.applied[-1]
+        await ask_briefly(connection)
         await connection.execute(qualify(last.down, schema))
         await connection.execute(qualify("DELETE FROM dhara.migrations WHERE version = $1", schema), last.version)
         return last

@@ -1,0 +1,217 @@
+"""What other sessions do to the tables: old snapshots, readers, DDL, no vacuum, wrong statistics, a full notify queue."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from chaos import measure
+from chaos.faults.row import fault
+from dhara.store import migrate
+from dhara.store.migrate import Migration
+
+if TYPE_CHECKING:
+    from chaos.arena import Arena
+
+_DEAD = "SELECT n_dead_tup FROM pg_stat_user_tables WHERE schemaname = 'dhara' AND relname = 'tasks'"
+_CALM = 8.0
+
+
+@fault(
+    "F23", "held xmin", "a transaction holds its snapshot for half a minute", every=60.0, lasting=True,
+    bar="95 % of the rate, start delay p99 at most 3 ×",
+)  # fmt: skip
+async def snapshot_held(arena: Arena, rng: random.Random) -> dict[str, Any]:
+    calm, start = await measure.calm_and(arena, _CALM)
+    async with measure.session(arena) as db, db.transaction(isolation="repeatable_read"):
+        await db.fetchval("SELECT pg_current_xact_id()")
+        await asyncio.sleep(30.0)
+        during = await measure.since(arena, start)
+    async with measure.session(arena) as db:
+        dead = await db.fetchval(_DEAD)
+        await asyncio.sleep(15.0)
+        left = await db.fetchval(_DEAD)
+    return {
+        "dead tuples": dead, "15 s later": left,
+        "measured": f"{during.against(calm)}; dead tuples {dead:,}, 15 s after its end {left:,}",
+        "met": during.rate >= 0.95 * calm.rate and during.p99 <= 3 * calm.p99,
+    }  # fmt: skip
+
+
+@fault(
+    "F24", "readers", "four analytical readers scan tasks and history in repeatable read", every=35.0, lasting=True,
+    bar="90 % of the rate",
+)  # fmt: skip
+async def readers(arena: Arena, rng: random.Random) -> dict[str, Any]:
+    calm, start = await measure.calm_and(arena, _CALM)
+    scans = await asyncio.gather(*(_scan(arena, 20.0) for _ in range(4)))
+    during = await measure.since(arena, start)
+    return {
+        "scans": sum(scans), "measured": f"{during.against(calm)}; {sum(scans)} scans",
+        "met": during.rate >= 0.9 * calm.rate,
+    }  # fmt: skip
+
+
+async def _scan(arena: Arena, seconds: float) -> int:
+    done, end = 0, time.monotonic() + seconds
+    async with measure.session(arena) as db, db.transaction(isolation="repeatable_read"):
+        while time.monotonic() < end:
+            await db.fetch(
+                "SELECT type, status, count(*), sum(length(payload::text)) FROM dhara.tasks GROUP BY 1, 2 ORDER BY 1, 2"
+            )
+            await db.fetch("SELECT event, count(*), max(at) FROM dhara.task_history GROUP BY 1")
+            done += 1
+    return done
+
+
+@fault(
+    "F25", "no vacuum", "autovacuum is off for a minute and a half", every=100.0, lasting=True,
+    bar="start delay p99 at most 5 ×",
+)  # fmt: skip
+async def no_vacuum(arena: Arena, rng: random.Random) -> dict[str, Any]:
+    calm, start = await measure.calm_and(arena, _CALM)
+    async with measure.session(arena) as db:
+        # Per table, since dhara's tables have settings of their own.
+        await _vacuum(db, "false")
+        await asyncio.sleep(80.0)
+        late = await measure.now(db)
+        await asyncio.sleep(10.0)
+        during, dead = await measure.since(arena, late), await db.fetchval(_DEAD)
+        await _vacuum(db, "true")
+    return {
+        "since": str(start), "measured": f"{during.against(calm)}; dead tuples {dead:,}",
+        "met": during.p99 <= 5 * calm.p99,
+    }  # fmt: skip
+
+
+async def _vacuum(db: Any, wanted: str) -> None:
+    for table in ("tasks", "task_history", "workers", "counters"):
+        await db.execute(f"ALTER TABLE dhara.{table} SET (autovacuum_enabled = {wanted})")
+
+
+_DDL = Migration(9_999, "chaos", "ALTER TABLE dhara.tasks ADD COLUMN chaos int;", "")
+
+
+@fault(
+    "F27", "lock queue", "a long SELECT, and behind it a migration that alters tasks", every=30.0, lasting=True,
+    bar="the migration gives up and tries again, enqueue p99 within 500 ms",
+)  # fmt: skip
+async def lock_queue(arena: Arena, rng: random.Random) -> dict[str, Any]:
+    times: list[float] = []
+    asking = asyncio.create_task(_enqueue_steadily(arena, times))
+    try:
+        async with measure.session(arena) as reader, measure.session(arena) as db:
+            transaction = reader.transaction()
+            await transaction.start()
+            await reader.fetchval("SELECT count(*) FROM dhara.tasks")
+            tries: list[float] = []
+            altering = asyncio.create_task(migrate.patiently(lambda: _alter(db, tries), 30.0))
+            await asyncio.sleep(12.0)
+            waited = not altering.done()
+            await transaction.rollback()
+            await asyncio.wait_for(altering, 20)
+            await db.execute("ALTER TABLE dhara.tasks DROP COLUMN chaos")
+    finally:
+        asking.cancel()
+        with suppress(asyncio.CancelledError):
+            await asking
+    p99 = measure.at(sorted(times), 0.99)
+    return {
+        "tries": len(tries), "measured": f"enqueue p99 {1e3 * p99:.0f} ms of {len(times)}, worst {1e3 * max(times):.0f} ms; the"
+        " migration went through once the reader had gone",
+        "met": waited and p99 <= 0.5,
+    }  # fmt: skip
+
+
+async def _alter(db: asyncpg.Connection[asyncpg.Record], tries: list[float]) -> None:
+    """As a step of `dhara migrate up`."""
+    tries.append(time.monotonic())
+    async with db.transaction():
+        await migrate.ask_briefly(db)
+        await db.execute(_DDL.up)
+
+
+async def _enqueue_steadily(arena: Arena, times: list[float]) -> None:
+    while True:
+        start = time.monotonic()
+        await arena.workload.once("noop")
+        times.append(time.monotonic() - start)
+        await asyncio.sleep(0.02)
+
+
+@fault(
+    "F36", "planner flip", "the statistics are those of empty tables, plans generic, then custom; all sessions plan anew",
+    every=35.0, lasting=True, bar="start delay p99 at most 2 ×",
+)  # fmt: skip
+async def planner_flip(arena: Arena, rng: random.Random) -> dict[str, Any]:
+    calm, _ = await measure.calm_and(arena, _CALM)
+    worst = calm
+    async with measure.session(arena) as db:
+        try:
+            for mode in ("force_generic_plan", "force_custom_plan"):
+                await db.execute(f"ALTER SYSTEM SET plan_cache_mode = {mode}")
+                await db.execute("SELECT pg_reload_conf()")
+                await _forget_statistics(db)
+                await db.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'dhara%'"
+                )
+                await asyncio.sleep(4.0)  # the sessions' end is row F18's
+                start = await measure.now(db)
+                await asyncio.sleep(8.0)
+                found = await measure.since(arena, start)
+                worst = found if found.p99 >= worst.p99 else worst
+        finally:
+            await db.execute("ALTER SYSTEM RESET plan_cache_mode")
+            await db.execute("SELECT pg_reload_conf()")
+    return {"measured": worst.against(calm), "met": worst.p99 <= 2 * calm.p99}
+
+
+async def _forget_statistics(db: asyncpg.Connection[asyncpg.Record]) -> None:
+    await db.execute(
+        "DELETE FROM pg_statistic WHERE starelid IN ('dhara.tasks'::regclass, 'dhara.task_history'::regclass)"
+    )
+    await db.execute(
+        "UPDATE pg_class SET reltuples = 0, relpages = 0 WHERE oid IN ('dhara.tasks'::regclass, 'dhara.task_history'::regclass)"
+    )
+
+
+@fault(
+    "F44", "notify queue full", "the queue of notifications is full: a listener idles in a transaction", every=20.0,
+    needs="notify", lasting=True, bar="no enqueue fails",
+)  # fmt: skip
+async def notify_full(arena: Arena, rng: random.Random) -> dict[str, Any]:
+    before, failed, done = arena.workload.errors, 0, 0
+    async with measure.session(arena) as listener, measure.session(arena) as db:
+        await listener.execute("LISTEN chaos")
+        transaction = listener.transaction()
+        await transaction.start()
+        await listener.fetchval("SELECT 1")
+        with suppress(asyncpg.PostgresError):
+            while True:
+                await db.execute(
+                    "SELECT pg_notify('chaos', repeat(md5(random()::text), 200) || n) FROM generate_series(1, 20) AS n"
+                )
+        usage = await db.fetchval("SELECT pg_notification_queue_usage()")
+        end = time.monotonic() + 8.0
+        while time.monotonic() < end:
+            key = arena.workload.register("noop")
+            try:
+                await db.fetch(
+                    'SELECT * FROM dhara.enqueue(\'noop\', \'{"n": 1, "text": ""}\'::json, idempotency_key => $1)', key
+                )
+                done += 1
+            except asyncpg.PostgresError:
+                failed += 1
+            await asyncio.sleep(0.05)
+        await transaction.rollback()
+    errors = arena.workload.errors - before
+    return {
+        "usage": usage, "measured": f"queue {100 * usage:.0f} % full: {errors} of the clients' enqueues failed; by the SQL"
+        f" function {failed} of {done + failed}",
+        "met": usage > 0.9 and not errors and not failed,
+    }  # fmt: skip

@@ -1,0 +1,78 @@
+"""What a fault measures while it lasts: rates and delays, by the database's clock."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from tests.factories import Connection
+
+if TYPE_CHECKING:
+    from chaos.arena import Arena
+
+_RATE = """SELECT count(*) / extract(epoch FROM $2::timestamptz - $1::timestamptz)::float8 FROM dhara.task_history
+           WHERE event = 'COMPLETED' AND at BETWEEN $1 AND $2"""
+# From the moment a task could run to its first start.
+_DELAYS = """SELECT extract(epoch FROM a.started_at - t.created_at)::float8 AS delay
+             FROM dhara.attempts AS a JOIN dhara.tasks AS t ON t.id = a.task_id
+             WHERE a.attempt = 1 AND a.generation = 1 AND t.created_at BETWEEN $1 AND $2 AND t.queue = $3 AND t.type <> 'tick'
+             ORDER BY delay"""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Completions a second, and the start delays of what was enqueued, over a span of time."""
+
+    rate: float
+    p50: float
+    p99: float
+
+    def against(self, calm: Span) -> str:
+        """In words."""
+        share = 100 * self.rate / max(calm.rate, 1e-9)
+        return f"{share:.0f} % of the rate, start delay p99 {1e3 * calm.p99:.0f} → {1e3 * self.p99:.0f} ms"
+
+
+async def now(db: Connection) -> datetime:
+    found: datetime = await db.fetchval("SELECT clock_timestamp()")
+    return found
+
+
+async def span(db: Connection, since: datetime, until: datetime, queue: str = "default") -> Span:
+    """What happened between the two moments."""
+    delays = [row[0] for row in await db.fetch(_DELAYS, since, until, queue)]
+    return Span(await db.fetchval(_RATE, since, until), at(delays, 0.5), at(delays, 0.99))
+
+
+def at(ordered: Sequence[float], share: float) -> float:
+    """A percentile of what is in order; 0 of nothing."""
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0
+
+
+@asynccontextmanager
+async def session(arena: Arena, **options: Any) -> AsyncIterator[Connection]:
+    """A connection of the fault's own, past all proxies."""
+    db = await arena.connect(**options)
+    try:
+        yield db
+    finally:
+        db.terminate()
+
+
+async def calm_and(arena: Arena, seconds: float) -> tuple[Span, datetime]:
+    """The last calm `seconds` up to now, after having waited for them; and now."""
+    await asyncio.sleep(seconds)
+    async with session(arena) as db:
+        until = await now(db)
+        since = await db.fetchval("SELECT $1::timestamptz - $2 * interval '1 second'", until, seconds)
+        return await span(db, since, until), until
+
+
+async def since(arena: Arena, start: datetime) -> Span:
+    """From `start` to now."""
+    async with session(arena) as db:
+        return await span(db, start, await now(db))
