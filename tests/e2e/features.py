@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -30,6 +31,18 @@ async def steady(*, ctx: Context) -> str:
         await ctx.progress(40, "nearly half")
         await asyncio.sleep(300)
     return "in the end"
+
+
+@tasks.task("brief")
+async def brief() -> None:
+    """One of many."""
+
+
+@tasks.task("blocker")
+async def blocker(*, ctx: Context) -> None:
+    """Holds the event loop, the first time."""
+    if ctx.attempt == 1:
+        time.sleep(300)
 
 
 @tasks.task("snoozer")

@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -96,7 +97,7 @@ class WorkerProcess:
 
 
 class Fleet:
-    """All worker processes of a test, on one database."""
+    """All worker and server processes of a test, on one database."""
 
     def __init__(self, dsn: str, folder: Path) -> None:
         self.dsn = dsn
@@ -106,6 +107,18 @@ class Fleet:
 
     def start(self, *arguments: str, module: str = "tests.e2e.handlers", **settings: str) -> WorkerProcess:
         """Start `dhara worker MODULE ARGUMENTS`; `settings` by their names in lower case, such as `stale_after="3s"`."""
+        worker = self._start("worker", module, *arguments, **settings)
+        self.workers.append(worker)
+        return worker
+
+    async def serve(self, port: int) -> WorkerProcess:
+        """Start `dhara server`; return once it answers."""
+        server = self._start("server", "--no-worker", "--port", str(port))
+        self.workers.append(server)
+        await eventually(lambda: answers(port), 60, f"a server on port {port}")
+        return server
+
+    def _start(self, *arguments: str, **settings: str) -> WorkerProcess:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("DHARA_") and k != "PYTEST_CURRENT_TEST"}
         environment |= PROFILE | {f"DHARA_{name.upper()}": value for name, value in settings.items()}
         path = os.pathsep.join([str(ROOT), *(os.path.abspath(p) for p in sys.path if p)])
@@ -113,7 +126,7 @@ class Fleet:
         log = self._folder / f"worker-{len(self.workers)}.log"
         with log.open("wb") as output:
             popen = subprocess.Popen(
-                [sys.executable, "-m", "dhara", "worker", module, *arguments],
+                [sys.executable, "-m", "dhara", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -121,9 +134,7 @@ class Fleet:
                 cwd=self._folder,
                 start_new_session=True,
             )
-        worker = WorkerProcess(popen, log)
-        self.workers.append(worker)
-        return worker
+        return WorkerProcess(popen, log)
 
     async def end(self) -> None:
         """Stop what still runs; fail if anything is left behind."""
@@ -228,6 +239,13 @@ class Facts:
 
     async def most_attempts(self) -> int:
         return int(await self.one("SELECT max(attempts) FROM dhara.tasks"))
+
+
+def answers(port: int) -> bool:
+    """Whether anybody listens there."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
 
 
 def children(pid: int) -> list[int]:

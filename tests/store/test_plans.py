@@ -84,6 +84,9 @@ def cases(sample: dict[str, Any]) -> dict[str, Case]:
         ),
         "claim nothing": Case(load("tasks/claim", "dhara"), lanes(("default", 50)), "tasks_pending", 2, 60),
         "lanes": Case(load("tasks/lanes", "dhara"), [], "tasks_pending", 8, 60),
+        "slice": Case(
+            load("tasks/slice", "dhara"), ["default", 0, BEGINNING, ZERO, ["t"], 100], "tasks_pending", 110, 1_500
+        ),
         "settle 100": Case(load("tasks/settle", "dhara"), settle_args, "tasks_pkey", 500, 5_000),
         "complete 100": Case(
             load("tasks/complete", "dhara"), [sample["ids"], sample["leases"], ["1"] * n], "tasks_pkey", 500, 5_000

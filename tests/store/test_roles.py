@@ -81,6 +81,7 @@ USES: dict[str, set[str]] = {
     "tasks/get_many": API | WORKER,
     "tasks/held": API | WORKER | MAINTENANCE | READER,
     "tasks/lanes": API | WORKER | MAINTENANCE | READER,
+    "tasks/slice": API | WORKER | MAINTENANCE | READER,
     "tasks/lapse": API | WORKER | MAINTENANCE,
     "tasks/logs": API | WORKER | MAINTENANCE | READER,
     "tasks/prune": MAINTENANCE,

@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
+import pytest
 
 from dhara.domain.task import Claim
 from dhara.store.pool import Pool
@@ -299,6 +300,20 @@ async def test_paused_queues_rest(pool: Pool, queues: Queues) -> None:
         assert (await desk.gets(2))[1] == mail.id
 
 
+class TooLong(Tasks):
+    """The real statements; a claim that may look at more than 2,000 tasks is canceled as by the statement time-out."""
+
+    canceled = 0
+
+    async def claim(self, worker: UUID, types: Sequence[str], most: int, lanes: Sequence[Watermark]) -> list[Claim]:
+        for lane in lanes:
+            seen = await self.slice(types, lane, 2_001)
+            if seen and seen.looked == 2_001 and seen.known < most:
+                self.canceled += 1
+                raise asyncpg.QueryCanceledError
+        return await super().claim(worker, types, most, lanes)
+
+
 class TimingOut(Tasks):
     """Its first claim ends by a time-out."""
 
@@ -342,6 +357,31 @@ async def test_a_long_backlog_of_unknown_types_is_gone_through_once(pool: Pool) 
         await pool.execute("UPDATE dhara.tasks SET type = 't' WHERE id = $1", foreign[0].id)
         claimer._last_front -= 15.0  # never longer, whatever it costs
         assert await desk.gets(2) == [mine.id, foreign[0].id]
+
+
+async def test_known_tasks_within_a_backlog_that_no_claim_gets_through(
+    dsn: str, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are found slice by slice; meanwhile what is new is claimed at once, and the time-out strikes once."""
+    monkeypatch.setattr("dhara.worker.passes.MOST_LOOKED", 1_000)
+    await pool.execute(
+        "INSERT INTO dhara.tasks (id, type, run_at, payload) SELECT gen_random_uuid(), 'unknown', now(), 'null'"
+        " FROM generate_series(1, 5000)"
+    )
+    hidden = [await make_task(pool) for _ in range(3)]
+    await pool.execute(
+        "INSERT INTO dhara.tasks (id, type, run_at, payload) SELECT gen_random_uuid(), 'unknown', now(), 'null'"
+        " FROM generate_series(1, 5000)"
+    )
+    tasks = TooLong(pool)
+    async with claiming(pool, desk := Desk(), poll=0.1, tasks=tasks) as claimer:
+        await eventually(lambda: tasks.canceled == 1)
+        new = await make_task(pool)
+        claimer.wake("default")
+        assert set(await desk.gets(4)) == {task.id for task in (*hidden, new)}
+        await eventually(lambda: not claimer._passes)
+        assert ("default", 0) in claimer._passes, "walked, not claimed from the front, the next time"
+        assert tasks.canceled == 1
 
 
 async def test_a_claim_that_timed_out_has_looked_at_nothing(pool: Pool) -> None:

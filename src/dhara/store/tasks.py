@@ -50,6 +50,15 @@ class Watermark(Struct, frozen=True):
     room: int
 
 
+class Slice(Struct, frozen=True):
+    """A look at the next tasks of a lane: how many, how many of known types, and the last of them."""
+
+    looked: int
+    known: int
+    run_at: datetime
+    id: UUID
+
+
 class Held(Struct, frozen=True):
     """A RUNNING row as the database sees it; `age` is seconds since its claim."""
 
@@ -195,6 +204,12 @@ class Tasks:
         columns = spread(lanes, "queue", "priority", "run_at", "id", "room")
         leases = random_uuids(most)
         return [Claim(*row) for row in await self.db.fetch(self._sql("claim"), worker, types, most, *columns, leases)]
+
+    async def slice(self, types: Sequence[str], lane: Watermark, most: int) -> Slice | None:
+        """Look at the next `most` ready tasks above the watermark of a lane, without claiming any; None: there are none."""
+        mark = (lane.queue, lane.priority, lane.run_at, lane.id)
+        row = await self.db.fetchrow(self._sql("slice"), *mark, types, most)
+        return Slice(*row) if row else None
 
     # settle
 

@@ -10,6 +10,7 @@ The scan's share of the time is bounded: after one that took t, the next comes n
 could be claimed, the poll interval), so that it costs little even where dead index entries make it slow. The same holds
 for claims from the front of the lanes, where there may be a long backlog of tasks that this worker does not know; but only
 up to FRONT_EVERY, since what made one slow may have been the database, and something may have come to lie below the marks.
+Where such a claim does not even come to its end, the lane is walked in slices (`passes`), which get a tenth of the time.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from uuid import UUID
 
@@ -27,8 +28,9 @@ import asyncpg
 
 from dhara.domain.task import Claim
 from dhara.service import Service
-from dhara.store.tasks import BEGINNING, Tasks
+from dhara.store.tasks import BEGINNING, Tasks, Watermark
 from dhara.worker.lanes import Lanes
+from dhara.worker.passes import Passes
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,9 @@ SCAN_SHARE = 20
 CHEAP_SCAN = 0.005
 CHEAP_FRONT = 0.05
 FRONT_EVERY = 15.0
+PASS_SHARE = 10
+# With this share of known types, a claim gets on by itself.
+WORTHWHILE = 0.05
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 
 
@@ -64,6 +69,8 @@ class Claimer(Service):
         self._worker = worker
         self._types = types
         self._lanes = Lanes(queues)
+        self._passes = Passes()
+        self._next_step = float("-inf")
         self._poll_interval = poll_interval
         self._room = room
         self._rooms = rooms
@@ -142,6 +149,9 @@ class Claimer(Service):
                     async with asyncio.timeout(self._poll_interval):
                         await self._roomy.wait()
             return
+        if self._passes and self._clock() >= self._next_step:
+            await self._step(room)
+            return
         woken, self._woken = self._woken, False
         self._news.clear()
         got = await self._claim(room) if woken and len(self._lanes) else 0
@@ -169,32 +179,65 @@ class Claimer(Service):
         lanes = self._lanes.known(rooms, most)
         claims: list[Claim] = []
         if lanes:
-            self._asked = self._clock()
+            start = self._clock()
             front = any(lane.run_at == BEGINNING for lane in lanes)
             try:
-                claims = await self._tasks.claim(self._worker, self._types, most, lanes)
-                if claims:
-                    self._observe("claim", len(claims), self._clock() - self._asked)
-                    self._lanes.took(claims)
-                    self._deliver(claims)
+                claims = await self._ask(most, lanes)
                 if len(claims) < most:
                     self._lanes.passed(lanes, claims, self._scanned_at)
-                self._front_cost = self._clock() - self._asked if front else self._front_cost
-            except asyncpg.QueryCanceledError:
-                # A backlog too long to be gone through: what is enqueued from now on shall be claimed all the same. Not so
-                # after a mere time-out: then the database was away or busy, and nobody has looked.
-                self._front_cost = self._clock() - self._asked
-                log.warning(
-                    "a claim took too long: too many tasks of types that this worker does not know stand before it"
-                )
-                self._lanes.passed(lanes, (), self._scanned_at)
+            except (asyncpg.QueryCanceledError, TimeoutError):
+                # A backlog too long to be gone through, or the database was busy or away; nobody can tell. What is enqueued
+                # from now on shall be claimed all the same, and what was there is found on a walk.
+                self._walk(lanes)
             finally:
                 if front:
                     self._last_front = self._clock()
-                self._asked = None
-                self._last_claim = self._clock()
+                    self._front_cost = self._last_front - start
         self._held_back = bool(rooms) and self._exhausted(rooms, claims)
         return len(claims)
+
+    async def _ask(self, most: int, lanes: Sequence[Watermark]) -> list[Claim]:
+        self._asked = self._clock()
+        try:
+            claims = await self._tasks.claim(self._worker, self._types, most, lanes)
+            if claims:
+                self._observe("claim", len(claims), self._clock() - self._asked)
+                self._lanes.took(claims)
+                self._deliver(claims)
+            return claims
+        finally:
+            self._asked = None
+            self._last_claim = self._clock()
+
+    def _walk(self, lanes: Sequence[Watermark]) -> None:
+        log.warning("a claim took too long; is there a long backlog of tasks of types that this worker does not know?")
+        for lane in lanes:
+            self._passes.begin((lane.queue, lane.priority), (lane.run_at, lane.id))
+        self._lanes.passed(lanes, (), self._scanned_at)
+
+    async def _step(self, room: int) -> None:
+        """Look at the next slice of a long lane, and claim what it holds."""
+        key, mark = self._passes.turn()
+        room = min(room, self._rooms().get(key[0], MOST))
+        lane = Watermark(*key, *mark, room)
+        start = self._clock()
+        try:
+            seen = await self._tasks.slice(self._types, lane, self._passes.most)
+            if seen and seen.known >= WORTHWHILE * seen.looked:
+                self._lanes.back(key, mark)
+                self._passes.end(key)
+                self._woken = True
+                return
+            wanted = min(room, seen.known) if seen else 0
+            got = len(await self._ask(wanted, [lane])) if wanted > 0 else 0
+            if seen is None or got < wanted or wanted == seen.known:  # else there is more in this slice
+                self._passes.step(key, seen)
+        except asyncpg.QueryCanceledError:
+            self._passes.look_at_fewer()
+        finally:
+            now = self._clock()
+            self._last_front = now
+            self._next_step = now + PASS_SHARE * (now - start)
 
     def _exhausted(self, rooms: Mapping[str, int], claims: list[Claim]) -> bool:
         """Whether a queue may have more than its own slots took: then the next free slot must lead to a claim."""
@@ -220,7 +263,12 @@ class Claimer(Service):
         waits = [lane.due_in for lane in lanes if not lane.ready and self._lanes.serves(lane.queue)]
         self._next_due = self._last_scan + min(waits) if waits else float("inf")
         self._scanned_at = max((lane.at for lane in lanes), default=self._scanned_at)
-        return self._lanes.seen(lanes, self._may_start_from_front())
+        from_front = self._may_start_from_front()
+        self._passes.keep({(lane.queue, lane.priority) for lane in lanes})
+        for lane in lanes:
+            if from_front and lane.ready and (key := (lane.queue, lane.priority)) in self._passes:
+                self._passes.begin(key)
+        return self._lanes.seen(lanes, from_front, self._passes)
 
     def _may_start_from_front(self) -> bool:
         since = self._clock() - self._last_front
@@ -228,7 +276,8 @@ class Claimer(Service):
 
     async def _wait(self) -> None:
         """Until woken, or the poll interval is over, or the next delayed task is due."""
-        seconds = min(self._poll_interval * self._rng.uniform(0.9, 1.0), max(0.001, self._next_due - self._clock()))
+        next_due = min(self._next_due, self._next_step if self._passes else float("inf"))
+        seconds = min(self._poll_interval * self._rng.uniform(0.9, 1.0), max(0.001, next_due - self._clock()))
         if self._held_back and self._freed:
             self._woken = True
         if self._woken:

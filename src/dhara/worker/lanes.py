@@ -10,13 +10,14 @@ before it.
 
 A lane may begin with a long backlog that this worker cannot claim: tasks of types that it does not know. A claim that has gone
 through the whole of a lane and come back short has seen them all, so the watermark moves past them, to the moment of the
-scan; whatever is enqueued later lies above. How often the lane is looked at from its front again depends on what that costs.
+scan; whatever is enqueued later lies above. How often the lane is looked at from its front again depends on what that costs;
+where no claim gets through, `passes` walks.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime
 from uuid import UUID
@@ -46,13 +47,16 @@ class Lanes:
         """Whether any lane of the queue is known to hold tasks."""
         return any(queue == known for known, _ in self._marks)
 
-    def seen(self, lanes: Sequence[Lane], from_front: bool = True) -> bool:
-        """Take in a scan. With `from_front`, lanes with a ready task start from the front again. True if there are any."""
+    def seen(self, lanes: Sequence[Lane], from_front: bool = True, long: Container[tuple[str, int]] = ()) -> bool:
+        """Take in a scan. With `from_front`, lanes with a ready task start from the front again, but for the `long` ones.
+
+        True if there are any with a ready task.
+        """
         served = [lane for lane in lanes if self.serves(lane.queue)]
         keys = {(lane.queue, lane.priority) for lane in served}
         self._forget(self._marks.keys() - keys)
         for lane in served:
-            if lane.ready and from_front:
+            if lane.ready and from_front and (lane.queue, lane.priority) not in long:
                 self._marks[lane.queue, lane.priority] = (BEGINNING, ZERO)
             else:
                 self._marks.setdefault((lane.queue, lane.priority), (BEGINNING, ZERO))
@@ -72,6 +76,11 @@ class Lanes:
             mark = (claim.run_at, claim.id)
             if key not in self._marks or mark > self._marks[key]:
                 self._marks[key] = mark
+
+    def back(self, key: tuple[str, int], mark: tuple[datetime, UUID]) -> None:
+        """Claim the lane from `mark` again, however far it has been passed."""
+        if key in self._marks:
+            self._marks[key] = mark
 
     def passed(self, lanes: Iterable[Watermark], claims: Iterable[Claim], at: datetime) -> None:
         """A claim has come back short: if all had room left, these lanes hold nothing for this worker up to `at`."""
