@@ -7,7 +7,10 @@ import re
 from typing import Any
 
 # What there is, or how much of it.
-STATE = {"not_found", "wrong_state", "idempotency_conflict", "queue_full", "rate_limited", "overloaded", "unauthorized"}
+STATE = {
+    *("not_found", "wrong_state", "schedule_exists", "idempotency_conflict"),
+    *("queue_full", "rate_limited", "overloaded", "unauthorized"),
+}
 # U+0000 and lone surrogates, anywhere.
 TEXT = {"invalid_string"}
 # Fields that exclude one another, lie in the past, or may hold no control characters.

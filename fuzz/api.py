@@ -132,7 +132,7 @@ async def main(cases: int, seed: int) -> int:
     async with served(api_keys=(KEY,)) as (port, _, _):
         url = f"http://127.0.0.1:{port}"
         found = await asyncio.to_thread(singles, url, cases // 2, seed)
-        found += await asyncio.to_thread(sequences, url, cases - cases // 2, seed)
+        found += await asyncio.to_thread(sequences, url, cases - sum(COUNT.values()), seed)
     print(f"{sum(COUNT.values()):,} calls in {time.monotonic() - started:.0f} s; findings: {len(found)}")
     for name, n in sorted(COUNT.items()):
         print(f"  {n:6,}  {name}")

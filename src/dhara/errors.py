@@ -3,6 +3,7 @@
     DharaError
     ├── ConfigError              config_error        a setting is missing or wrong; exit 78
     ├── Unavailable              unavailable         the database or server does not answer; exit 69
+    │   └── QueueFull            queue_full          the queue takes no more tasks for now; names the queue
     ├── SchemaError              schema_error        the schema is missing, older, newer or damaged; exit 3
     ├── EmbeddedPostgresError    embedded_postgres   no binaries, or the private server does not start
     ├── InvalidTask              invalid_task        a field of a task is out of bounds; names the field
@@ -38,6 +39,18 @@ class Unavailable(DharaError):
     """The database or the server does not answer."""
 
     code = "unavailable"
+
+
+class QueueFull(Unavailable):
+    """The queue has as many PENDING tasks as it takes; nothing was enqueued. `most`: how many these are, if it is known."""
+
+    code = "queue_full"
+
+    def __init__(self, queue: str, most: int | None = None) -> None:
+        limit = "is full" if most is None else f"takes {most:,} PENDING tasks"
+        super().__init__(f"queue {queue} {limit}; try again later")
+        self.queue = queue
+        self.most = most
 
 
 class SchemaError(DharaError):

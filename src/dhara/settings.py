@@ -211,7 +211,11 @@ TABLE: tuple[Setting, ...] = (
     Setting("allowed_hosts", _texts, "Host headers that the server answers, besides loopback names and HOST"),
     Setting("trusted_proxies", _networks, "addresses or networks of proxies whose X-Forwarded-For is believed"),
     Setting("rate_limit", _rate, "requests a second of each API key without a rate of its own; 0: unlimited"),
-    Setting("queue_limit", _integer(0, 10**12), "PENDING tasks of a queue above which HTTP enqueues get 429; 0: none"),
+    Setting(
+        "queue_limit",
+        _integer(0, 10**12),
+        "PENDING tasks above which HTTP enqueues get 429, where a queue has no limit of its own; 0: none",
+    ),
     Setting("masked_fields", _paths, "fields of payloads and results that HTTP never shows: card.number, *.password"),
 )
 BY_NAME = {setting.name: setting for setting in TABLE}

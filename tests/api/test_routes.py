@@ -485,6 +485,22 @@ async def pause_and_resume(client: httpx.AsyncClient, pool: Pool) -> None:
 
 
 @happy("PATCH", "/queues/{name}")
+async def limit_of_a_queue(client: httpx.AsyncClient, pool: Pool) -> None:
+    body = {"type": "echo", "queue": "mail"}
+    found = (await client.patch("/api/v1/queues/mail", json={"limit": 1})).json()
+    assert found["limit"] == 1
+    assert "full" not in found
+    assert (await client.post("/api/v1/tasks", json=body)).status_code == 201
+    # At once, and what is not named stays.
+    problem(await client.post("/api/v1/tasks", json=body), 429, "queue_full")
+    found = (await client.patch("/api/v1/queues/mail", json={"retention": 60})).json()
+    assert (found["limit"], found["full"], found["retention"]) == (1, True, 60)
+    found = (await client.patch("/api/v1/queues/mail", json={"limit": None})).json()
+    assert found.keys() & {"limit", "full", "retention"} == {"retention"}
+    assert (await client.post("/api/v1/tasks", json=body)).status_code == 201
+
+
+@happy("PATCH", "/queues/{name}")
 async def retention_of_a_queue(client: httpx.AsyncClient, pool: Pool) -> None:
     for seconds in (3600, 0.5, None):
         answer = await client.patch("/api/v1/queues/mail", json={"retention": seconds})
@@ -503,6 +519,11 @@ async def wrong_settings_of_a_queue(client: httpx.AsyncClient, pool: Pool) -> No
         {"retention": True},
         {"retention": -1},
         {"retention": 1e300},
+        {"limit": -1},
+        {"limit": 10**12 + 1},
+        {"limit": 5.0},
+        {"limit": True},
+        {"limit": "5"},
     ]
     for body in [*bodies, {"retention": 1, "paused": True}]:
         found = problem(await client.patch("/api/v1/queues/mail", json=body), 422, "invalid_queue")

@@ -249,6 +249,17 @@ def test_queue_retention(dhara: Dhara) -> None:
     dhara("queues", "retention", "mail", "soon", code=2)
 
 
+def test_queue_limit(dhara: Dhara) -> None:
+    assert dhara.json("queues", "limit", "mail", "1")["limit"] == 1
+    dhara("enqueue", "echo", "--queue", "mail")
+    assert dhara.json("queues", "get", "mail")["full"] is True
+    assert "1 (full)" in dhara("queues", "list").stdout
+    assert "queue mail takes 1 PENDING tasks" in dhara("enqueue", "echo", "--queue", "mail", code=69).stderr
+    assert "limit" not in dhara.json("queues", "limit", "mail", "default")
+    dhara("enqueue", "echo", "--queue", "mail")
+    dhara("queues", "limit", "mail", "-5", code=2)
+
+
 def test_keys(dhara: Dhara) -> None:
     made = dhara("keys", "create", "shop", "--scope", "enqueue", "--queue", "mail*", "--rate", "5", "--expires", "90d")
     key = made.stdout.strip()

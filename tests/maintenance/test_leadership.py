@@ -49,7 +49,7 @@ async def test_two_never_lead_at_once(pool: Pool, dsn: str) -> None:
 async def test_the_leader_learns_what_there_is_to_do(db: Connection) -> None:
     workers, id = Workers(db), uuid4()
     nothing = await workers.lead(ROLE, id, 30, 5)
-    assert nothing == Duty(expired=False, long=False, chore_in=None)
+    assert nothing == Duty(expired=False, long=False, limited=False, chore_in=None)
     await make_task(db, expires_in=3600)
     assert await workers.lead(ROLE, id, 30, 5) == nothing
     await make_task(db, expires_in=-1)

@@ -46,7 +46,13 @@ async def queue(request: Request) -> Reply:
 async def change(request: Request) -> Reply:
     name = _name(request)
     found = await queue_change(request)
-    await request.parts.queues.retain(name, found["retention"], request.actor)
+    queues = request.parts.queues
+    if "retention" in found:
+        seconds = found["retention"]
+        await queues.retain(name, None if seconds is None else float(seconds), request.actor)
+    if "limit" in found:
+        await queues.limit(name, found["limit"], request.actor)
+        await request.parts.pressure.refresh()
     return await queue(request)
 
 

@@ -22,6 +22,7 @@ from dhara.errors import (
     InvalidBatch,
     InvalidTask,
     NotFound,
+    QueueFull,
     SchemaError,
     Unavailable,
     WrongState,
@@ -61,6 +62,9 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "overloaded": (503, "Too much is waiting; try again"),
     "schema_error": (503, "The database's schema does not fit this version"),
 }
+
+# When there may be room in a full queue.
+ROOM_SECONDS = 2
 
 
 class FieldProblem(Struct, frozen=True):
@@ -134,6 +138,8 @@ def refusal(error: BaseException, request_id: str = "") -> Refused:
                 index=error.index,
                 task_id=str(error.existing),
             )
+        case QueueFull():
+            return busy("queue_full", str(error), ROOM_SECONDS)
         case NotFound():
             return not_found()
         case WrongState():

@@ -438,11 +438,15 @@ class QueueOut(Struct, kw_only=True, omit_defaults=True):
     paused_at: Moment | None = None
     paused_by: str | None = None
     retention: Annotated[float | None, Meta(description="Seconds that its final tasks are kept.")] = None
+    limit: Annotated[
+        int | None, Meta(description="PENDING tasks that it takes; absent: as the server's setting says.")
+    ] = None
+    full: Annotated[bool, Meta(description="As many are PENDING; enqueues are refused.")] = False
     forecast: ForecastOut | None = None
 
 
 class QueueChangeIn(Struct, kw_only=True, forbid_unknown_fields=True):
-    """What to change of a queue."""
+    """What to change of a queue; what is absent stays as it is."""
 
     retention: Annotated[
         Annotated[float, Meta(ge=limits.RETENTION_SECONDS[0], le=limits.RETENTION_SECONDS[1])] | None,
@@ -450,7 +454,14 @@ class QueueChangeIn(Struct, kw_only=True, forbid_unknown_fields=True):
             description="Seconds that its final tasks are kept; null: as the fleet's setting says.",
             extra_json_schema={"x-null": True},
         ),
-    ]
+    ] = _ABSENT
+    limit: Annotated[
+        Annotated[int, Meta(ge=limits.QUEUE_LIMIT[0], le=limits.QUEUE_LIMIT[1])] | None,
+        Meta(
+            description="PENDING tasks that it takes, whoever enqueues; null: as the server's setting says.",
+            extra_json_schema={"x-null": True},
+        ),
+    ] = _ABSENT
 
 
 class QueueList(Struct):
@@ -812,6 +823,8 @@ def queue_out(queue: Queue, rates: tuple[float, float] | None = None, forecast: 
         paused_at=queue.paused_at,
         paused_by=queue.paused_by,
         retention=queue.retention,
+        limit=queue.limit,
+        full=queue.full,
         forecast=None if forecast is None else ForecastOut(forecast.kind, forecast.rate, forecast.seconds),  # type: ignore[arg-type]
     )
 

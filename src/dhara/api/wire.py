@@ -27,7 +27,7 @@ BODY_BYTES = 1024 * 1024
 BATCH_BODY_BYTES = 4 * 1024 * 1024
 QUERY_FIELDS = 100
 RETRY_FIELDS = ("queue", "priority", "payload", "run_at")
-QUEUE_FIELDS = ("retention",)
+QUEUE_FIELDS = ("retention", "limit")
 
 
 _ONE = msgspec.json.Decoder(dict[str, Raw])
@@ -173,7 +173,7 @@ async def change(request: Request) -> Change:
     return Change(**{field: getattr(task, field) for field in RETRY_FIELDS if field in given})
 
 
-async def queue_change(request: Request) -> dict[str, float | None]:
+async def queue_change(request: Request) -> dict[str, Any]:
     """The settings of a queue that change. Raises `Refused`, or `InvalidTask` naming every wrong field."""
     check_media(request)
     value = parse(await read(request, BODY_BYTES), limits.JSON_DEPTH)
@@ -188,9 +188,13 @@ async def queue_change(request: Request) -> dict[str, float | None]:
         seconds is None or (isinstance(seconds, int | float) and low <= seconds <= high)
     ):
         problems.append(("retention", f"seconds, a number from {low:g} to {high:g}, or null for the fleet's setting"))
+    least, most = limits.QUEUE_LIMIT
+    number = value.get("limit")
+    if number is not None and not (type(number) is int and least <= number <= most):
+        problems.append(("limit", f"an integer from {least} to {most}, or null for the server's setting"))
     if problems:
         raise InvalidTask(problems, "invalid_queue")
-    return {"retention": None if seconds is None else float(seconds)}
+    return value
 
 
 async def fields(request: Request) -> tuple[dict[str, Any], str | None]:

@@ -41,6 +41,7 @@ def list_queues(console: Console) -> None:
             "paused" if q.paused_at else "open",
             f"{q.ready}{'+' if q.ready_capped else ''}",
             q.delayed,
+            "" if q.limit is None else f"{q.limit:,}{' (full)' if q.full else ''}",
             q.running,
             q.dead,
             q.completed,
@@ -48,7 +49,7 @@ def list_queues(console: Console) -> None:
         )
         for q in found
     ]
-    head = ("QUEUE", "STATE", "READY", "DELAYED", "RUNNING", "DEAD", "COMPLETED", "OLDEST READY")
+    head = ("QUEUE", "STATE", "READY", "DELAYED", "LIMIT", "RUNNING", "DEAD", "COMPLETED", "OLDEST READY")
     console.print(table(head, rows, fancy=console.fancy) if rows else "no queue has held a task yet")
     for one in unroutable:
         text = f"unroutable: {one.count:,} ready in queue {one.queue}: no live worker knows the type {one.type}"
@@ -114,17 +115,20 @@ def retention(console: Console, name: str, duration: str) -> None:
 @click.argument("most", metavar="TASKS")
 @click.pass_obj
 def limit(console: Console, name: str, most: str) -> None:
-    """Refuse enqueues over HTTP (429) while TASKS are PENDING in a queue, or as the settings say (default)."""
+    """Refuse enqueues while TASKS are PENDING in a queue, whoever enqueues, or as the settings say (default)."""
     if most != "default" and not (most.isascii() and most.isdigit() and len(most) <= 12):
         raise click.UsageError(f"{most!r} is neither a number of tasks nor `default`")
     from dhara.cli.database import actor
 
     number = None if most == "default" else int(most)
-    _on_queues(console, lambda queues: queues.limit(_name(name), number, actor()))
-    if console.json:
-        console.answer({"name": name, "limit": number})
-    else:
-        console.print(f"queue {name} takes " + ("as many as the settings say" if number is None else f"{number:,}"))
+
+    async def work(queues: Any) -> Any:
+        await queues.limit(_name(name), number, actor())
+        # At once, also for enqueues by SQL.
+        await queues.loads(False)
+        return await queues.get(name)
+
+    _show(console, name, _on_queues(console, work))
 
 
 @click.command(
@@ -200,6 +204,7 @@ def _show(console: Console, name: str, queue: Queue) -> None:
         ("enqueued", queue.enqueued),
         ("completed", queue.completed),
         ("retention", None if queue.retention is None else span(queue.retention)),
+        ("limit", None if queue.limit is None else f"{queue.limit:,} PENDING{', full' if queue.full else ''}"),
     ]
     console.print(pairs(values, fancy=console.fancy))
 

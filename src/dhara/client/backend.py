@@ -20,12 +20,14 @@ import asyncpg
 
 from dhara.client.calls import Built
 from dhara.client.results import Poller
+from dhara.client.valve import Valve
 from dhara.domain.lifecycle import State
 from dhara.domain.task import Attempt, Enqueued, LogEntry, NewTask, Task
 from dhara.errors import ConfigError, IdempotencyConflict, SchemaError, Unavailable
 from dhara.store import migrate
 from dhara.store.coalesce import Coalescer
 from dhara.store.pool import TRANSIENT, DatabaseSettings, Pool, is_transient, unavailable
+from dhara.store.queues import Queues
 from dhara.store.search import Filter, Page, Search
 from dhara.store.tasks import Tasks, lock_order, newly_ready
 from dhara.store.wakeup import Notifier
@@ -79,6 +81,7 @@ class PostgresBackend:
         self._notifier = Notifier(self.pool, settings.schema) if wakeups else None
         self.poller = Poller(self)
         self._patience = patience
+        self._valve = Valve(Queues(self.pool, settings.schema), patience)
         self._actor = actor
         self._coalescer: Coalescer[NewTask, Enqueued] = Coalescer(self._write, most=CHUNK)
 
@@ -91,19 +94,24 @@ class PostgresBackend:
 
     async def close(self) -> None:
         await self.poller.close()
+        await self._valve.close()
         await self._coalescer.close()
         if self._notifier is not None:
             await self._notifier.close()
         await self.pool.close()
 
     async def enqueue(self, new: NewTask) -> Enqueued:
-        """One task, together with whichever others arrive meanwhile. Raises `IdempotencyConflict`."""
+        """One task, together with whichever others arrive meanwhile. Raises `IdempotencyConflict`, `QueueFull`."""
         self.pool.inner  # noqa: B018 - raises unless the pool is open
+        if not self._valve.open:
+            await self._valve.admit((new.queue,))
         with translated():
             return await self._coalescer.submit(new)
 
     async def enqueue_many(self, given: Sequence[NewTask] | Built) -> list[Row]:
-        """All or none, in one transaction. Raises `IdempotencyConflict` with the index of the first."""
+        """All or none, in one transaction. Raises `IdempotencyConflict` with the index of the first, `QueueFull`."""
+        if given and not self._valve.open:
+            await self._valve.admit(task.queue for task in given)
         with translated():
             if len(given) >= LEAST_COPIED:
                 try:

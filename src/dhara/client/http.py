@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -34,6 +35,7 @@ from dhara.errors import (
     InvalidBatch,
     InvalidTask,
     NotFound,
+    QueueFull,
     SchemaError,
     Unavailable,
     WrongState,
@@ -52,6 +54,7 @@ LONGEST_POLL = 25.0
 _MOST_PAUSE = 2.0
 _BUSY = (429, 502, 503, 504)
 _OURS = "dhara-client-"
+_FULL = re.compile(r"queue (\S+) takes ([\d,]+) ")
 
 
 class _Problem(Struct):
@@ -303,7 +306,7 @@ class HttpBackend:
                     raise SchemaError(f"{self._where}: {problem.detail}")
                 again = safe or answer.status_code == 429 or problem.code == "overloaded"
                 least = _retry_after(answer.headers.get("retry-after"))
-                why = Unavailable(f"{self._where} answered {answer.status_code}: {problem.detail or 'try again'}")
+                why = _busy(problem, f"{self._where} answered {answer.status_code}: {problem.detail or 'try again'}")
             wait = max(least, pause * random.uniform(0.5, 1.5)) + least * random.uniform(0, 0.5)
             if not again or time.monotonic() + wait > give_up:
                 raise why
@@ -422,6 +425,11 @@ def _explain(answer: httpx.Response, where: str) -> NoReturn:
     problem, status = _problem(answer), answer.status_code
     fields = [(error.get("field", ""), error.get("message", "")) for error in problem.errors]
     raise _meaning(problem, status, fields, where)
+
+
+def _busy(problem: _Problem, text: str) -> Unavailable:
+    full = _FULL.match(problem.detail) if problem.code == "queue_full" else None
+    return QueueFull(full[1], int(full[2].replace(",", ""))) if full else Unavailable(text)
 
 
 def _meaning(problem: _Problem, status: int, fields: list[tuple[str, str]], where: str) -> DharaError:

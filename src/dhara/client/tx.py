@@ -9,7 +9,7 @@ from uuid import UUID
 
 from dhara.client.calls import to_json
 from dhara.domain.task import NewTask
-from dhara.errors import IdempotencyConflict, InvalidTask, SchemaError
+from dhara.errors import IdempotencyConflict, InvalidTask, QueueFull, SchemaError
 from dhara.store import drivers
 
 # One row an enqueued task, in order.
@@ -50,6 +50,8 @@ def _explain(error: Exception, new: Sequence[NewTask]) -> NoReturn:
         raise IdempotencyConflict(standing, new[index].idempotency_key, index if len(new) > 1 else None) from error
     if state == "22023" and (refused := re.search(r"dhara: (\w+): ([^\[(]+)", text)):
         raise InvalidTask([(refused[1], refused[2].strip())]) from error
+    if state == "53400" and (full := re.search(r"dhara: queue (\S+) is full", text)):
+        raise QueueFull(full[1]) from error
     if state in ("42883", "3F000"):
         raise SchemaError("the database lacks dhara's schema; run `dhara migrate up`") from error
     raise error

@@ -18,6 +18,7 @@ from dhara.maintenance.scheduler import Scheduler
 from dhara.maintenance.settings import MaintenanceSettings
 from dhara.service import Every
 from dhara.store.pool import Pool
+from dhara.store.queues import Queues
 from dhara.store.schedules import Schedules
 from dhara.store.stats import Stats
 from dhara.store.tasks import Tasks
@@ -35,7 +36,7 @@ _FORGET_WORKERS_AFTER = 7 * 86_400.0
 
 
 class Maintenance:
-    """Reaper, expiry, folding of counters, retention: one round every R seconds, at the leader; and, when
+    """Reaper, expiry, folding of counters, full queues, retention: one round every R seconds, at the leader; and, when
     they are due, the chores that somebody waits for: schedules and bulk operations."""
 
     def __init__(self, db: Pool, settings: MaintenanceSettings, notifier: Wakes | None = None) -> None:
@@ -44,6 +45,7 @@ class Maintenance:
         self._tasks = Tasks(db, settings.schema)
         self._workers = Workers(db, settings.schema)
         self._stats = Stats(db, settings.schema)
+        self._queues = Queues(db, settings.schema)
         self._reaper = Reaper(self._tasks, self._workers, settings)
         self._pruner = Pruner(self._tasks, settings)
         bulk, scheduler = Bulk(db, settings.schema, notifier), Scheduler(db, settings.schema, notifier)
@@ -77,6 +79,8 @@ class Maintenance:
         # What is short is folded at times: reading it costs nothing, and neither must an idle fleet.
         if duty.long or before >= self._next_prune:
             await self._stats.fold_counters()
+        if duty.limited:
+            await self._queues.loads(False)
         if before >= self._next_sample:
             self._next_sample = before + _SAMPLE_EVERY
             await self._stats.sample()

@@ -18,7 +18,8 @@ READY_CAP_ALL = 20_000
 class Queue(Struct, frozen=True, kw_only=True):
     """A queue's figures. `depth` is all PENDING; `ready` is counted up to a cap and then `ready_capped`.
 
-    `enqueued` and `completed` are totals since the beginning; ages are seconds.
+    `enqueued` and `completed` are totals since the beginning; ages are seconds. `limit` is how many PENDING tasks it takes;
+    None: no limit of its own.
     """
 
     name: str
@@ -34,6 +35,12 @@ class Queue(Struct, frozen=True, kw_only=True):
     paused_at: datetime | None = None
     paused_by: str | None = None
     retention: float | None = None
+    limit: int | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether it has as many PENDING tasks as it takes."""
+        return self.limit is not None and self.depth >= self.limit
 
 
 class Load(Struct, frozen=True):
@@ -78,14 +85,14 @@ class Queues:
         await self.db.execute(self._sql("retain"), name, seconds, by)
 
     async def limit(self, name: str, most: int | None, by: str = "library") -> None:
-        """How many PENDING tasks it takes over HTTP; None: as the setting says."""
+        """How many PENDING tasks it takes, whoever enqueues; None: as many as the server's setting says, or any number."""
         if most is None:
             await self.db.execute(self._sql("unlimit"), name, by)
         else:
             await self.db.execute(self._sql("limit"), name, most, by)
 
     async def loads(self, all: bool) -> Sequence[Load]:
-        """How full the limited queues are; `all`: every queue is limited."""
+        """How full the limited queues are; `all`: every queue is limited. Notes which are full, for enqueues by SQL."""
         return [Load(row[0], row[1] or 0, row[2]) for row in await self.db.fetch(self._sql("loads"), all)]
 
     async def least_retention(self) -> float | None:

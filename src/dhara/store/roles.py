@@ -58,7 +58,7 @@ GRANTS: tuple[Grant, ...] = (
     Grant(API, f"UPDATE ({_REVIVED})", "tasks"),
     Grant(API, "SELECT", "workers, histograms, leaders, migrations, task_logs, attempts"),
     Grant(API, "SELECT, INSERT, UPDATE", "queues, api_keys"),
-    Grant(API, "SELECT, INSERT, UPDATE, DELETE", "queue_limits"),
+    Grant(API, "SELECT, INSERT, UPDATE, DELETE", "queue_limits, sessions"),
     Grant(API, "SELECT, INSERT", "audit_log, operations, schedule_fires"),
     Grant(API, "UPDATE", "operations"),
     Grant(API, "SELECT, INSERT, UPDATE, DELETE", "failure_groups, schedules"),
@@ -77,10 +77,16 @@ GRANTS: tuple[Grant, ...] = (
     Grant(MAINTENANCE, "SELECT, INSERT, UPDATE, DELETE", "schedule_fires, rates"),
     Grant(MAINTENANCE, "SELECT", "failure_groups"),
     Grant(MAINTENANCE, "INSERT", "audit_log"),
+    # A lock on what is freed asks for UPDATE.
+    *(Grant(role, "SELECT, INSERT, UPDATE, DELETE", "full_queues") for role in (API, WORKER, MAINTENANCE)),
+    Grant(WORKER, "SELECT", "queue_limits"),
+    Grant(MAINTENANCE, "SELECT", "queue_limits"),
     Grant(READER, f"SELECT ({_SHOWN})", "tasks"),
     Grant(READER, f"SELECT ({_SHOWN_HISTORY})", "task_history"),
     Grant(
-        READER, "SELECT", "workers, queues, queue_limits, counters, histograms, leaders, migrations, rates, task_logs"
+        READER,
+        "SELECT",
+        "workers, queues, queue_limits, full_queues, counters, histograms, leaders, migrations, rates, task_logs",
     ),
 )
 SEQUENCES: dict[str, tuple[str, ...]] = {"task_history_seq": (API, WORKER, MAINTENANCE)}

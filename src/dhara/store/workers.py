@@ -39,6 +39,7 @@ class Duty(Struct, frozen=True):
 
     expired: bool
     long: bool
+    limited: bool
     chore_in: float | None
 
 

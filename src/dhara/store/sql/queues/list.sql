@@ -40,10 +40,11 @@ WITH RECURSIVE lane AS (
            COALESCE(sum(n) FILTER (WHERE event = 'COMPLETED'), 0) AS completed
     FROM flows GROUP BY queue
 )
-SELECT COALESCE(c.queue, q.name) AS name, q.paused_at, q.paused_by, q.retention,
+SELECT COALESCE(c.queue, q.name) AS name, q.paused_at, q.paused_by, q.retention, l.most AS "limit",
        COALESCE(c.pending, 0)::bigint AS depth, COALESCE(c.running, 0)::bigint AS running, COALESCE(c.dead, 0)::bigint AS dead,
        COALESCE(c.enqueued, 0)::bigint AS enqueued, COALESCE(c.completed, 0)::bigint AS completed,
        COALESCE(r.ready, 0) AS ready, COALESCE(r.ready_capped, false) AS ready_capped, r.oldest_ready_age
 FROM counts AS c FULL JOIN (SELECT * FROM dhara.queues WHERE $1::text IS NULL OR name = $1) AS q ON q.name = c.queue
 LEFT JOIN waiting AS r ON r.queue = COALESCE(c.queue, q.name)
+LEFT JOIN dhara.queue_limits AS l ON l.name = COALESCE(c.queue, q.name)
 ORDER BY 1

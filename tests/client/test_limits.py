@@ -1,0 +1,109 @@
+"""A queue's limit holds for whoever enqueues: clients, transactions and plain SQL."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import asyncpg
+import pytest
+
+from dhara import AsyncClient, QueueFull
+from dhara.client import valve
+from dhara.store.pool import Pool
+from dhara.store.queues import Queues
+
+Way = Callable[[AsyncClient, Any], Awaitable[Any]]
+
+
+async def _sql(client: AsyncClient, connection: Any) -> Any:
+    return await connection.fetchrow("SELECT * FROM dhara.enqueue(type => 't', queue => 'mail')")
+
+
+WAYS: dict[str, tuple[Way, type[Exception]]] = {
+    "enqueue": (lambda client, connection: client.enqueue("t", queue="mail"), QueueFull),
+    "enqueue_many": (
+        lambda client, connection: client.enqueue_many([{"type": "t", "queue": "mail"}] * 2),
+        QueueFull,
+    ),
+    "COPY": (lambda client, connection: client.enqueue_many([{"type": "t"}] * 600, queue="mail"), QueueFull),
+    "enqueue_tx": (lambda client, connection: client.enqueue_tx(connection, "t", queue="mail"), QueueFull),
+    "SQL": (_sql, asyncpg.ConfigurationLimitExceededError),
+}
+
+
+@pytest.mark.parametrize("name", WAYS)
+async def test_a_full_queue_takes_no_more_by(pool: Pool, dsn: str, name: str) -> None:
+    way, refused = WAYS[name]
+    queues = Queues(pool)
+    await queues.limit("mail", 0, "test")
+    await queues.loads(False)
+    async with AsyncClient(dsn, patience=0.1) as client, pool.acquire() as connection:
+        with pytest.raises(refused, match="queue mail (takes 0 PENDING tasks|is full)"):
+            await way(client, connection)
+        assert await pool.fetchval("SELECT count(*) FROM dhara.tasks") == 0
+        # Other queues are not concerned.
+        assert (await client.enqueue("t", queue="other")).created
+        await queues.limit("mail", None, "test")
+    # A process that begins now, or asks the database itself, knows at once.
+    async with AsyncClient(dsn, patience=0.1) as client, pool.acquire() as connection:
+        assert await way(client, connection)
+
+
+async def test_what_is_enqueued_between_two_looks_counts(
+    pool: Pool, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(valve, "FRESH", 600.0)
+    await Queues(pool).limit("mail", 5, "test")
+    done = await asyncio.gather(*(client.enqueue("t", queue="mail") for _ in range(5)))
+    assert len({handle.id for handle in done}) == 5
+    client._backend._valve._patience = 0.0  # type: ignore[attr-defined]
+    with pytest.raises(QueueFull):
+        await client.enqueue("t", queue="mail")
+    assert (await Queues(pool).get("mail")).full
+
+
+async def test_a_client_waits_for_room(pool: Pool, client: AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(valve, "FRESH", 0.01)
+    monkeypatch.setattr(valve, "STALE", 0.01)
+    monkeypatch.setattr(valve, "PAUSE", 0.05)
+    await Queues(pool).limit("mail", 1, "test")
+    first = await client.enqueue("t", queue="mail")
+    waiting = asyncio.create_task(client.enqueue("t", queue="mail"))
+    await asyncio.sleep(0.2)
+    assert not waiting.done()
+    await first.cancel()
+    assert (await waiting).created
+
+
+async def test_a_client_that_may_not_ask_enqueues_all_the_same(
+    pool: Pool, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await pool.execute("DROP TABLE dhara.queue_limits CASCADE")
+    assert (await client.enqueue("t")).created
+
+
+async def test_a_repetition_finds_its_task_in_a_full_queue(pool: Pool) -> None:
+    call = "SELECT created FROM dhara.enqueue(type => 't', queue => 'mail', idempotency_key => 'k')"
+    assert await pool.fetchval(call)
+    await Queues(pool).limit("mail", 1, "test")
+    await Queues(pool).loads(False)
+    assert await pool.fetchval(call) is False
+
+
+async def test_which_queues_are_full_is_noted_once(pool: Pool) -> None:
+    """Looks side by side neither wait for each other nor fail; what has room is no longer noted."""
+    queues = Queues(pool)
+    for name in ("a", "b", "c"):
+        await queues.limit(name, 0, "test")
+    await asyncio.gather(*(queues.loads(False) for _ in range(8)))
+    assert await pool.fetchval("SELECT array_agg(name ORDER BY name) FROM dhara.full_queues") == ["a", "b", "c"]
+    await queues.limit("a", 10, "test")
+    async with pool.acquire() as connection, connection.transaction():
+        await Queues(connection).loads(False)
+        started = time.monotonic()
+        await queues.loads(True)
+        assert time.monotonic() - started < 10
+    assert await pool.fetchval("SELECT array_agg(name ORDER BY name) FROM dhara.full_queues") == ["b", "c"]
