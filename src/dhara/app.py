@@ -11,18 +11,19 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import Any
 
 from dhara import __version__
 from dhara.api.asgi import Api, create_app
 from dhara.api.auth import Auth, is_loopback
 from dhara.api.keyring import KeyRing
+from dhara.api.problems import Refused
 from dhara.api.server import bind, serve
 from dhara.crew import Crew
 from dhara.dashboard import Principal, site
-from dhara.errors import ConfigError
+from dhara.errors import ConfigError, Unavailable
 from dhara.maintenance import Maintenance
 from dhara.maintenance.settings import MaintenanceSettings
 from dhara.settings import Settings
@@ -54,7 +55,21 @@ class DoorKeys:
         return self._auth.open
 
     async def principal(self, key: str) -> Principal | None:
-        return None if self._auth.open else self._auth.find(key.encode())
+        with _unavailable():
+            return None if self._auth.open else self._auth.find(key.encode("utf-8", "surrogateescape"))
+
+    async def holder(self, id: str, proves: Callable[[bytes], bool]) -> Principal | None:
+        with _unavailable():
+            return None if self._auth.open else self._auth.recognize(id, proves)
+
+
+@contextmanager
+def _unavailable() -> Iterator[None]:
+    """What the API answers by 503, as the exception that the dashboard knows."""
+    try:
+        yield
+    except Refused as error:
+        raise Unavailable(error.detail) from None
 
 
 class App:

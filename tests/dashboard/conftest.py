@@ -12,10 +12,13 @@ import pytest
 from dhara.api.asgi import Api, create_app
 from dhara.dashboard import Principal, Site
 from dhara.dashboard.desk import desk_on
-from dhara.dashboard.door import Door, Keys, NoKeys
-from dhara.domain.access import SCOPES
+from dhara.dashboard.door import Door
+from dhara.dashboard.keys import Keys, NoKeys, Proves
+from dhara.dashboard.sessions import SignedIn
+from dhara.domain.access import SCOPES, digest
 from dhara.settings import Settings
 from dhara.store.pool import Pool
+from dhara.store.sessions import Sessions
 
 HERE = "http://127.0.0.1:8080"
 FORM = {"origin": HERE}
@@ -40,6 +43,10 @@ class FewKeys:
     async def principal(self, key: str) -> Principal | None:
         return None if key in self.revoked else self.known.get(key)
 
+    async def holder(self, id: str, proves: Proves) -> Principal | None:
+        found = [key for key in self.known if proves(digest(key)) and key not in self.revoked]
+        return self.known[found[0]] if found else None
+
 
 class Wakes:
     """A notifier that writes down what it is told."""
@@ -57,7 +64,8 @@ class Wakes:
 
 def served(pool: Pool, keys: Keys, notifier: Wakes | None = None, **door: Any) -> Api:
     """API and dashboard, as the server composes them."""
-    site = Site(desk_on(pool, notifier), Door(keys, **door), version="1.2.3", api=True)
+    sessions = SignedIn(Sessions(pool, pool.settings.schema), **door)
+    site = Site(desk_on(pool, notifier), Door(keys, sessions, **door), version="1.2.3", api=True)
     return create_app(pool=pool, settings=Settings(), site=site)
 
 

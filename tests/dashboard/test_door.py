@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx
 import pytest
 
-from dhara.dashboard import Principal, app, door
-from dhara.dashboard.door import Door, NoKeys
+from dhara.dashboard import Principal, app
+from dhara.dashboard.keys import NoKeys
+from dhara.dashboard.sessions import FRESH
 from dhara.dashboard.site import NOBODY, PAGES
+from dhara.domain.access import digest
+from dhara.store.keys import Keys
 from dhara.store.pool import Pool
+from dhara.store.sessions import Sessions
 from tests.dashboard.conftest import FORM, LIMITED, OPERATOR, READER, FewKeys, browser, send, served, sign_in, token
 from tests.factories import make_task
 
@@ -87,6 +93,14 @@ async def test_a_key_for_some_queues_sees_no_others(pool: Pool, keys: FewKeys) -
 
 async def test_session_ends_with_its_key_by_idling_and_by_signing_out(pool: Pool, keys: FewKeys) -> None:
     clock = [0.0]
+
+    async def idle(minutes: float) -> None:
+        clock[0] += minutes * 60
+        await pool.execute(
+            "UPDATE dhara.sessions SET seen_at = seen_at - $1 * interval '1 min', created_at = created_at - $1 * interval '1 min'",
+            minutes,
+        )
+
     async with browser(served(pool, keys, clock=lambda: clock[0])) as client:
         answer = await client.post("/sign-in", data={"token": await token(client), "key": OPERATOR}, headers=FORM)
         first = client.cookies["dhara-session"]
@@ -99,13 +113,19 @@ async def test_session_ends_with_its_key_by_idling_and_by_signing_out(pool: Pool
         async with browser(served(pool, keys), cookies={"dhara-session": first}) as thief:
             assert (await thief.get("/")).url.path == "/sign-in"
 
-        clock[0] += 29 * 60
+        await idle(29)
         assert (await client.get("/")).url.path == "/"
         # What refreshes itself keeps nobody signed in.
-        clock[0] += 29 * 60
+        await idle(29)
         assert (await client.get("/", headers={"hx-request": "true"})).status_code == 200
-        clock[0] += 2 * 60
+        await idle(2)
         assert (await client.get("/")).url.path == "/sign-in"
+        # Nor does being busy, for ever.
+        await sign_in(client, OPERATOR)
+        for _ in range(25):
+            assert (await client.get("/queues")).url.path == "/queues"
+            await idle(29)
+        assert (await client.get("/queues")).url.path == "/sign-in"
 
         await sign_in(client, OPERATOR)
         await send(client, "/sign-out")
@@ -113,6 +133,56 @@ async def test_session_ends_with_its_key_by_idling_and_by_signing_out(pool: Pool
         await sign_in(client, OPERATOR)
         keys.revoked.add(OPERATOR)
         assert (await client.get("/")).url.path == "/sign-in"
+
+
+async def test_sessions_outlive_their_server_and_are_shared(pool: Pool, keys: FewKeys) -> None:
+    async with browser(served(pool, keys)) as client:
+        await sign_in(client, OPERATOR)
+        cookies = {"dhara-session": client.cookies["dhara-session"]}
+        form = await token(client, "/queues")
+    clock = [0.0]
+    other = served(pool, keys, clock=lambda: clock[0])
+    async with browser(other, cookies=cookies) as client:
+        assert await token(client, "/queues") == form
+        # Ended at one, it is ended at all, within seconds.
+        async with browser(served(pool, keys), cookies=cookies) as third:
+            await send(third, "/sign-out")
+        clock[0] += FRESH
+        assert (await client.get("/")).url.path == "/sign-in"
+    assert await pool.fetchval("SELECT count(*) FROM dhara.sessions") == 0
+
+
+async def test_a_dump_of_the_sessions_opens_nothing(pool: Pool, keys: FewKeys) -> None:
+    async with browser(served(pool, keys)) as client:
+        await sign_in(client, OPERATOR)
+        name = client.cookies["dhara-session"]
+    row = await pool.fetchrow("SELECT * FROM dhara.sessions")
+    assert row is not None
+    for secret in (name, OPERATOR):
+        assert secret not in str(row) and secret.encode() not in row["digest"] + row["proof"]
+    assert digest(OPERATOR) != row["proof"]
+    for taken in (row["digest"].hex(), row["proof"].hex(), "", "x" * 5_000, "é"):
+        async with browser(served(pool, keys), headers={"cookie": f"dhara-session={taken}".encode()}) as thief:
+            assert (await thief.get("/")).url.path == "/sign-in"
+
+
+async def test_a_page_costs_at_most_one_query_for_its_session(
+    pool: Pool, keys: FewKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    find = Sessions.find
+
+    async def counted(self: Sessions, *args: Any, **options: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return await find(self, *args, **options)
+
+    monkeypatch.setattr(Sessions, "find", counted)
+    async with browser(served(pool, keys, clock=lambda: 0.0)) as client:
+        await sign_in(client, OPERATOR)
+        for _ in range(3):
+            await client.get("/queues")
+    assert asked == 1
 
 
 async def test_over_https_cookies_are_for_this_host_alone(pool: Pool, keys: FewKeys) -> None:
@@ -194,10 +264,39 @@ async def test_the_host_application_may_say_who_it_is(pool: Pool) -> None:
         assert page.status_code == 200 and "read-only" in page.text and "Sign out" not in page.text
 
 
-def test_sessions_are_bounded(keys: FewKeys, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "MOST_SESSIONS", 20)
-    made = Door(keys)
-    for n in range(25):
-        made._tidy(0.0)
-        made._sessions[str(n).encode()] = door.Session("", "", 0.0, 0.0)
-    assert len(made._sessions) == 20
+async def test_mounted_without_authorize_the_database_s_keys_hold(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dhara.dashboard.keys.FRESH", 0.0)
+    keys = Keys(pool)
+    async with browser(app(pool)) as client:
+        assert (await client.get("/queues")).url.path == "/queues"
+        made = await keys.create("ops", ["operate"])
+        # This machine's own browser, too, signs in once there is a key.
+        assert (await client.get("/queues")).url.path == "/sign-in"
+        for wrong in ("", "x", made.text[:-1] + ("A" if made.text[-1] != "A" else "B"), "é"):
+            assert (await send(client, "/sign-in", "/sign-in", key=wrong)).status_code in (400, 401)
+        await sign_in(client, made.text)
+        assert (await client.get("/queues")).url.path == "/queues"
+        await keys.revoke(made.key.id)
+        assert (await client.get("/queues")).url.path == "/sign-in"
+
+
+async def test_sessions_are_bounded_and_go_when_they_have_ended(pool: Pool) -> None:
+    store = Sessions(pool)
+    limits: dict[str, Any] = {"idle": 1800.0, "longest": 43_200.0}
+    for n in range(7):
+        await store.begin(bytes([n]) * 32, bytes(32), "", most=5, **limits)
+    kept = [row[0][0] for row in await pool.fetch("SELECT digest FROM dhara.sessions ORDER BY seen_at")]
+    assert kept == [2, 3, 4, 5, 6]
+    await pool.execute("UPDATE dhara.sessions SET seen_at = seen_at - interval '31 min' WHERE get_byte(digest, 0) = 5")
+    await pool.execute(
+        "UPDATE dhara.sessions SET created_at = created_at - interval '13 h' WHERE get_byte(digest, 0) = 6"
+    )
+    assert [await store.find(bytes([n]) * 32, **limits) is not None for n in (4, 5, 6, 9)] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    await store.begin(bytes([9]) * 32, bytes(32), "", **limits)
+    kept = [row[0][0] for row in await pool.fetch("SELECT digest FROM dhara.sessions ORDER BY seen_at")]
+    assert kept == [2, 3, 4, 9]

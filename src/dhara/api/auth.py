@@ -47,10 +47,7 @@ def is_loopback(host: str) -> bool:
 
 
 class Auth:
-    """Decides on a request by its headers alone, without waiting for anything.
-
-    `sessions`, if set, says for whom a request's cookies speak; it is asked where there is no Authorization header.
-    """
+    """Decides on a request by its headers alone, without waiting for anything."""
 
     def __init__(self, settings: Settings, ring: KeyRing) -> None:
         self._digests = [digest(key) for key in settings.api_keys]
@@ -59,7 +56,6 @@ class Auth:
         self._buckets = Buckets()
         self._failures = Failures()
         self.proxies = Proxies(settings.trusted_proxies)
-        self.sessions: Callable[[Scope], Principal | None] | None = None
         own = settings.host if ":" not in settings.host else f"[{settings.host.strip('[]')}]"
         self._hosts = LOOPBACK_NAMES | {own.lower()} | {_name(host) for host in settings.allowed_hosts}
         # An address cannot be rebound, only a name can; so where the world may come in, it may come by address.
@@ -75,10 +71,7 @@ class Auth:
         """Whom a request acts for. Raises `Refused`: 401, 429 after too many wrong keys, 503 while nobody can tell."""
         if self.open:
             return ANYONE
-        authorizations = header_values(scope, b"authorization")
-        if not authorizations and self.sessions is not None and (known := self.sessions(scope)) is not None:
-            return known
-        return self.authenticate(authorizations, scope)
+        return self.authenticate(header_values(scope, b"authorization"), scope)
 
     def authenticate(self, authorizations: Sequence[bytes], scope: Scope) -> Principal:
         """Whose key the Authorization headers hold. Raises `Refused`, the same for every kind of wrong key."""
@@ -105,6 +98,17 @@ class Auth:
         """Whose key this is; None: nobody's, or nobody's any longer. Counts no failures. Raises `Refused` (503)."""
         return self._match(key, _key_id(key))
 
+    def recognize(self, id: str, proves: Callable[[bytes], bool]) -> Principal | None:
+        """Whom the key of that id stands for, if its digest `proves` right; no id: one of the settings' keys.
+
+        Raises `Refused` (503)."""
+        if not id:
+            return BOOTSTRAP if any(proves(one) for one in self._digests) else None
+        if self.ring.stale:
+            raise _unknown()
+        entry = self.ring.find(id)
+        return entry.principal if entry is not None and proves(entry.digest) and time.time() < entry.until else None
+
     def limit(self, principal: Principal) -> None:
         """Raise `Refused` (429) where the principal sends more than its rate."""
         rate = principal.rate or self._rate
@@ -122,7 +126,7 @@ class Auth:
         if any(set_here):
             return BOOTSTRAP
         if id and self.ring.stale:
-            raise busy("unavailable", "the database does not answer, so no API key can be checked; try again")
+            raise _unknown()
         return entry.principal if entry is not None and found and time.time() < entry.until else None
 
     def _check_failures(self, failed: bool, id: str, scope: Scope) -> None:
@@ -157,6 +161,10 @@ class Auth:
             allowed = origin is None or _netloc(origin) == (_first(scope, b"host") or b"").decode("latin-1")
         if not allowed:
             raise Refused("cross_origin", "requests that other sites make a browser send are refused")
+
+
+def _unknown() -> Refused:
+    return busy("unavailable", "the database does not answer, so no API key can be checked; try again")
 
 
 def forbidden() -> Refused:

@@ -9,12 +9,16 @@ from __future__ import annotations
 from importlib import metadata
 
 from dhara.dashboard.desk import desk_on
-from dhara.dashboard.door import Authorize, Door, Keys, NoKeys
+from dhara.dashboard.door import Authorize, Door
+from dhara.dashboard.keys import Keys, StoredKeys
+from dhara.dashboard.sessions import SignedIn
 from dhara.dashboard.site import Site
 from dhara.domain.access import Principal
 from dhara.domain.masking import Mask
 from dhara.settings import Settings
+from dhara.store import keys as stored
 from dhara.store.pool import DatabaseSettings, Pool
+from dhara.store.sessions import Sessions
 from dhara.store.wakeup import Notifier
 
 __all__ = ["Authorize", "Principal", "Site", "app", "site"]
@@ -24,7 +28,7 @@ def site(pool: Pool, keys: Keys, notifier: Notifier | None, version: str, settin
     """The dashboard as the server serves it, beside its API."""
     return Site(
         desk_on(pool, notifier, settings.stale_after, Mask(settings.masked_fields)),
-        Door(keys),
+        Door(keys, SignedIn(Sessions(pool, pool.settings.schema))),
         version=version,
         api=True,
     )
@@ -34,13 +38,13 @@ def app(database: str | Pool, *, schema: str = "dhara", authorize: Authorize | N
     """The dashboard for your own application: `Mount("/dhara", dhara.dashboard.app(dsn, authorize=...))`.
 
     `database` is a DSN (the pool opens with the first page; `await site.aclose()` closes it) or your own open pool.
-    `authorize` takes the request and answers who it is (`Principal(name, scopes)`) or None for nobody. Without it nobody
-    but this machine's own browser may enter.
+    `authorize` takes the request and answers who it is (`Principal(name, scopes)`) or None for nobody. Without it people
+    sign in with an API key of the database; while there is none, nobody but this machine's own browser may enter.
     """
     own = None if isinstance(database, Pool) else Pool(DatabaseSettings(dsn=database, schema=schema), "dashboard")
     pool = own or database
     assert isinstance(pool, Pool)
-    desk = desk_on(pool, Notifier(pool, pool.settings.schema))
-    return Site(
-        desk, Door(NoKeys(), authorize=authorize, loopback_only=True), version=metadata.version("dhara"), own=own
-    )
+    name = pool.settings.schema
+    keys, sessions = StoredKeys(stored.Keys(pool, name)), SignedIn(Sessions(pool, name))
+    door = Door(keys, sessions, authorize=authorize, loopback_only=True)
+    return Site(desk_on(pool, Notifier(pool, name)), door, version=metadata.version("dhara"), own=own)

@@ -1,68 +1,35 @@
-"""Who enters: sessions made by signing in with an API key, and the two locks on every form.
+"""Who enters, and the two locks on every form.
 
-A session lives in this process: its cookie is a random name that says nothing, so that a stolen database dump or cookie
-jar holds no key. The key is asked about again with every request, so that a revoked one closes its sessions. A form is
-taken only from a page of the same origin (what the browser itself says) that bears the session's token.
+Visitors sign in with an API key (`sessions.py`), or the host application says who they are. A form is taken only from a
+page of the same origin (what the browser itself says) that bears the session's token.
 Without keys the dashboard is open on loopback; the composition root refuses other addresses.
 """
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import ipaddress
 import secrets
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 from urllib.parse import urlsplit
 
-from msgspec import Struct
 from starlette.requests import Request
 
+from dhara.dashboard.keys import Keys
+from dhara.dashboard.sessions import SignedIn, form_token, proof
 from dhara.dashboard.visit import Refusal
-from dhara.domain.access import SCOPES, Principal
+from dhara.domain.access import SCOPES, Principal, digest
 
 ANYONE = Principal("anonymous", frozenset(SCOPES))
-IDLE_SECONDS = 30 * 60.0
-LONGEST_SECONDS = 12 * 3_600.0
-MOST_SESSIONS = 10_000
+MOST_SOURCES = 10_000
 MOST_FAILURES, FAILURE_WINDOW = 10, 60.0
 SESSION, TOKEN = "dhara-session", "dhara-form"
 SAFE = frozenset({"GET", "HEAD"})
 
 
-class Keys(Protocol):
-    """What the door asks about API keys."""
-
-    async def open(self) -> bool:
-        """No key is set: whoever reaches the server may use it."""
-
-    async def principal(self, key: str) -> Principal | None:
-        """Whom this key stands for; None: nobody (any longer)."""
-
-
-class NoKeys:
-    """There are none."""
-
-    async def open(self) -> bool:
-        return True
-
-    async def principal(self, key: str) -> Principal | None:
-        return None
-
-
 Authorize = Callable[[Request], Awaitable[Principal | None]]
-
-
-class Session(Struct):
-    """Someone signed in. Times are monotonic seconds."""
-
-    key: str
-    token: str
-    since: float
-    seen: float
 
 
 class Door:
@@ -71,16 +38,17 @@ class Door:
     def __init__(
         self,
         keys: Keys,
+        sessions: SignedIn,
         *,
         authorize: Authorize | None = None,
         loopback_only: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._keys = keys
+        self._sessions = sessions
         self._authorize = authorize
         self._loopback_only = loopback_only
         self._clock = clock
-        self._sessions: dict[bytes, Session] = {}
         self._failures: dict[str, deque[float]] = {}
 
     @property
@@ -93,9 +61,15 @@ class Door:
         cookie = request.cookies.get(_named(TOKEN, request), "")
         if self._authorize is not None:
             return await self._authorize(request), cookie
-        session = self._session(request)
-        if session is not None:
-            return await self._keys.principal(session.key), session.token
+        name = request.cookies.get(_named(SESSION, request), "")
+        if name and (session := await self._sessions.find(name)) is not None:
+            # A page that refreshes itself is nobody's presence.
+            if "hx-request" not in request.headers:
+                await self._sessions.see(name, session)
+            holder = await self._keys.holder(
+                session.key_id, lambda kept: hmac.compare_digest(proof(name, kept), session.proof)
+            )
+            return holder, form_token(name)
         if await self._keys.open() and (not self._loopback_only or _from_loopback(request)):
             return ANYONE, cookie
         return None, cookie
@@ -115,15 +89,13 @@ class Door:
             failures.append(now)
             self._forget_sources()
             return None
-        self.sign_out(request)
-        name = secrets.token_urlsafe(32)
-        self._tidy(now)
-        self._sessions[_hash(name)] = Session(key, secrets.token_urlsafe(24), now, now)
-        return name
+        await self.sign_out(request)
+        return await self._sessions.begin(principal.key, digest(key))
 
-    def sign_out(self, request: Request) -> None:
+    async def sign_out(self, request: Request) -> None:
         """End the request's session, if it has one."""
-        self._sessions.pop(_hash(request.cookies.get(_named(SESSION, request), "")), None)
+        if name := request.cookies.get(_named(SESSION, request), ""):
+            await self._sessions.end(name)
 
     def check_form(self, request: Request, expected: str, given: str) -> None:
         """Raise `Refusal` unless a form comes from a page of this origin and bears the token."""
@@ -134,27 +106,8 @@ class Door:
         if not expected or not hmac.compare_digest(expected.encode(), given.encode()):
             raise Refusal(403, "This page is out of date", "Go back, reload it, and try again: its form has expired.")
 
-    def _session(self, request: Request) -> Session | None:
-        name = request.cookies.get(_named(SESSION, request))
-        if not name:
-            return None
-        session = self._sessions.get(_hash(name))
-        now = self._clock()
-        if session is None or now - session.seen > IDLE_SECONDS or now - session.since > LONGEST_SECONDS:
-            self._sessions.pop(_hash(name), None)
-            return None
-        # A page that refreshes itself is nobody's presence.
-        if "hx-request" not in request.headers:
-            session.seen = now
-        return session
-
-    def _tidy(self, now: float) -> None:
-        ended = [name for name, session in self._sessions.items() if now - session.seen > IDLE_SECONDS]
-        for name in ended or list(self._sessions)[: max(0, len(self._sessions) - MOST_SESSIONS + 1)]:
-            del self._sessions[name]
-
     def _forget_sources(self) -> None:
-        if len(self._failures) > MOST_SESSIONS:
+        if len(self._failures) > MOST_SOURCES:
             self._failures.pop(next(iter(self._failures)))
 
 
@@ -180,10 +133,6 @@ def _named(name: str, request: Request) -> str:
 
 def _is_secure(request: Request) -> bool:
     return request.url.scheme == "https"
-
-
-def _hash(name: str) -> bytes:
-    return hashlib.sha256(name.encode()).digest()
 
 
 def _from_loopback(request: Request) -> bool:

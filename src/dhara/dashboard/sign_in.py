@@ -25,7 +25,7 @@ async def enter(visit: Visit) -> Response:
 
 
 async def leave(visit: Visit) -> Response:
-    visit.door.sign_out(visit.request)
+    await visit.door.sign_out(visit.request)
     response = visit.back("/sign-in")
     response.headers.append("set-cookie", cookie(visit.request, SESSION, "", seconds=0))
     return response

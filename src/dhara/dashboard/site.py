@@ -221,7 +221,13 @@ class Site:
 
     async def _stream(self, request: Request) -> Response:
         """Server-sent events: a tick whenever something may have changed."""
-        principal, _ = await self.door.visitor(request)
+        try:
+            await self._open()
+            principal, _ = await self.door.visitor(request)
+        except Exception as error:
+            # Browsers come again by themselves.
+            log.warning("a stream is refused: %s: %s", type(error).__name__, error)
+            return Response(status_code=503)
         if principal is None or not principal.may(READ):
             return Response(status_code=401)
         return self.live.stream()
