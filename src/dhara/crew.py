@@ -1,4 +1,5 @@
-"""Worker processes beside a server: a child `dhara worker`, started again when it dies, drained when the server stops.
+"""Worker processes beside a server: a child `dhara worker`, started again when it dies (not when somebody has drained
+it), drained when the server stops.
 
 The child leads its own session, so that a terminal's Ctrl-C reaches it once, through here. Should the server die
 itself, the kernel tells the child (`--parent`), which drains and ends. Secrets travel in the environment, never on the
@@ -45,6 +46,9 @@ class Crew(Service):
             started = time.monotonic()
             self._child = await self._spawn()
             code = await self._child.wait()
+            if code == 0:
+                log.warning("the worker beside this server was told to drain, and has; restart the server for another")
+                return
             if code in FATAL:
                 if not self.fatal.done():
                     self.fatal.set_result(code)

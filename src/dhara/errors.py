@@ -107,12 +107,12 @@ class NotFound(DharaError):
 
 
 class WrongState(DharaError):
-    """The task's state does not allow that."""
+    """The state of the task (or of what is named) does not allow that."""
 
     code = "wrong_state"
 
-    def __init__(self, state: str, wish: str) -> None:
-        super().__init__(f"the task is {state}; {wish}")
+    def __init__(self, state: str, wish: str, what: str = "task") -> None:
+        super().__init__(f"the {what} is {state}; {wish}")
         self.state = state
 
 

@@ -618,6 +618,20 @@ async def workers_with_what_they_run(client: httpx.AsyncClient, pool: Pool) -> N
     assert [one["id"] for one in shown["tasks"]] == [str(task.id)]
 
 
+@happy("POST", "/workers/{id}/drain")
+async def a_worker_is_drained(client: httpx.AsyncClient, pool: Pool) -> None:
+    live, gone = await factories.make_worker(pool), await factories.make_worker(pool, state="lost")
+    task = await factories.make_task(pool, State.RUNNING, worker=live)
+    answer = await client.post(f"/api/v1/workers/{live}/drain")
+    shown = answer.json()
+    assert (answer.status_code, shown["state"], shown["drain_requested_by"]) == (200, "draining", "api")
+    assert [one["id"] for one in shown["tasks"]] == [str(task.id)]
+    listed = (await client.get("/api/v1/workers")).json()["workers"]
+    assert {worker["id"]: worker["state"] for worker in listed} == {str(live): "draining", str(gone): "lost"}
+    refused = problem(await client.post(f"/api/v1/workers/{gone}/drain"), 409, "wrong_state")
+    assert refused["state"] == "lost" and refused["detail"].startswith("the worker is lost")
+
+
 @happy("GET", "/stats")
 async def figures_add_up(client: httpx.AsyncClient, pool: Pool) -> None:
     for state in State:
@@ -816,6 +830,9 @@ async def test_who_is_told(client: httpx.AsyncClient, pool: Pool, wakes: Wakes) 
     running = await factories.make_task(pool, State.RUNNING, worker=worker)
     await client.delete(f"/api/v1/tasks/{running.id}")
     assert wakes.canceled == [worker]
+    other = await factories.make_worker(pool)
+    await client.post(f"/api/v1/workers/{other}/drain")
+    assert wakes.canceled == [worker, other]
 
 
 async def created_again(client: httpx.AsyncClient) -> None:

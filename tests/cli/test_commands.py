@@ -214,6 +214,12 @@ def test_workers(dhara: Dhara, dsn: str) -> None:
     )
     assert [running["id"] for running in shown["tasks"]] == [str(task.id)]
     assert "a, b" in dhara("workers").stdout
+    assert "a, b" in dhara("workers", "list").stdout
+    [asked] = dhara.json("workers", "drain", str(worker))["workers"]
+    assert (asked["state"], asked["drain_requested_by"][:4]) == ("draining", "cli:")
+    assert "draining" in dhara("workers").stdout
+    assert "no worker" in dhara("workers", "drain", str(task.id), code=1).stderr
+    dhara("workers", "drain", "7", code=2)
 
 
 def test_migrate(dhara_on_empty: Dhara) -> None:

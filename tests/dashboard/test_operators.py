@@ -12,8 +12,9 @@ from dhara.store.operations import Operations
 from dhara.store.pool import Pool
 from dhara.store.schedules import Schedules
 from dhara.store.tasks import Tasks
+from dhara.store.workers import Workers
 from tests.dashboard.conftest import ADMIN, OPERATOR, FewKeys, Wakes, browser, send, served, sign_in
-from tests.factories import make_task
+from tests.factories import make_task, make_worker
 
 
 async def test_selected_rows_are_previewed_then_retried(pool: Pool, visitor: httpx.AsyncClient, wakes: Wakes) -> None:
@@ -107,6 +108,16 @@ async def test_schedules_are_made_paused_run_and_deleted(pool: Pool, visitor: ht
     assert (await visitor.get("/schedules/nightly")).status_code == 404
     every = await send(visitor, "/schedules", "/schedules", name="often", type="t", every="20")
     assert "every 20 s" in every.text
+
+
+async def test_a_worker_is_drained(pool: Pool, visitor: httpx.AsyncClient, wakes: Wakes) -> None:
+    worker = await make_worker(pool)
+    page = await send(visitor, f"/workers/{worker}/drain", "/workers")
+    assert "host · pid 4711 drains" in page.text and "told to drain by anonymous" in page.text
+    assert "DRAINING" in page.text and "Drain it" not in page.text
+    assert wakes.canceled == [worker]
+    await Workers(pool).stop(worker)
+    assert (await send(visitor, f"/workers/{worker}/drain", "/schedules")).status_code == 409
 
 
 async def test_what_was_done_is_on_record_under_its_name(pool: Pool, visitor: httpx.AsyncClient) -> None:

@@ -6,8 +6,15 @@ import asyncio
 import os
 import signal
 
+import httpx
 import pytest
 
+from dhara.api.asgi import create_app
+from dhara.settings import Settings
+from dhara.store.keys import Keys
+from dhara.store.pool import Pool
+from dhara.store.wakeup import Notifier
+from dhara.store.workers import Workers
 from tests import invariants
 from tests.e2e.kit import Facts, Fleet, Stopwatch, WorkerProcess
 from tests.waiting import eventually
@@ -153,4 +160,38 @@ async def test_rolling_restart(fleet: Fleet, facts: Facts) -> None:
     assert await facts.states() == {"COMPLETED": 600}
     released = await facts.one(RELEASED)
     assert await facts.one("SELECT sum(attempts - 1) FROM dhara.tasks") == released
+    await assert_nobody_failed(facts)
+
+
+async def test_an_operator_s_drain(fleet: Fleet, facts: Facts, pool: Pool) -> None:
+    """One runner of two leaves, over HTTP with a key that may operate, and none takes its place; with the last the worker exits 0.
+    What ran has run to its end, beyond the grace of a SIGTERM."""
+    worker = fleet.start("--concurrency", "2", "--processes", "2", shutdown_timeout="200ms")
+    await ready(facts, 2)
+    await facts.enqueue("sleep", {"seconds": 2}, times=4)
+    await facts.running(4)
+    (first,), (second,) = await facts.rows("SELECT id FROM dhara.workers ORDER BY id")
+    reader, operator = [(await Keys(pool).create(scope, [scope])).text for scope in ("read", "operate")]
+    app = create_app(pool=pool, settings=Settings(), notifier=Notifier(pool))
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1:8080")
+    async with app.router.lifespan_context(app), client:
+        for key, status in ((reader, 403), (operator, 200)):
+            answer = await client.post(f"/api/v1/workers/{first}/drain", headers={"authorization": f"Bearer {key}"})
+            assert answer.status_code == status
+    state = "SELECT state = $2 FROM dhara.workers WHERE id = $1"
+    await facts.until(state, first, "draining")
+    await facts.until(state, first, "stopped")
+    (later,) = await facts.enqueue("noop")
+    await facts.all_final([later])
+    assert await facts.rows("SELECT locked_by FROM dhara.tasks WHERE id = $1", later) == [(second,)]
+    assert (len(worker.runners), worker.popen.poll()) == (1, None)
+    await Workers(pool).ask_drain(second, "somebody")  # without a hint: the beat's answer brings it
+    assert await worker.ended() == 0
+    assert await facts.states() == {"COMPLETED": 5}
+    assert await facts.most_attempts() == 1
+    assert await facts.rows("SELECT DISTINCT state FROM dhara.workers") == [("stopped",)]
+    assert await facts.rows("SELECT actor, target FROM dhara.audit_log WHERE action = 'worker.drain' ORDER BY seq") == [
+        ("operate", str(first)),
+        ("somebody", str(second)),
+    ]
     await assert_nobody_failed(facts)

@@ -7,6 +7,8 @@ from uuid import uuid4
 import msgspec
 import pytest
 
+from dhara.errors import NotFound, WrongState
+from dhara.store.audit import Audit
 from dhara.store.workers import NewWorker, RunningTask, Workers
 from tests.factories import Connection, make_task, make_worker
 
@@ -44,7 +46,7 @@ async def test_beat(workers: Workers, db: Connection) -> None:
     ]
     known = await workers.beat([live, draining, lost, stopped, uuid4()], [1, 2, 3, 4, 5])
     # A lost worker that beats again is live again; one that stopped in order stays so.
-    assert known == {live, draining, lost}
+    assert known == {live: False, draining: False, lost: False}
     assert await state_of(db, live) == ("live", 1, False)
     assert await state_of(db, draining) == ("draining", 1, False)
     assert await state_of(db, lost) == ("live", 1, False)
@@ -123,3 +125,23 @@ async def test_lead(workers: Workers, db: Connection) -> None:
     await db.execute("UPDATE dhara.leaders SET until = until - interval '61 seconds' WHERE role = 'reaper'")
     assert await workers.lead("reaper", you, 60)
     assert not await workers.lead("reaper", me, 60)
+
+
+async def test_an_operator_s_drain(workers: Workers, db: Connection) -> None:
+    live, other = await make_worker(db), await make_worker(db)
+    asked = await workers.ask_drain(live, "somebody")
+    assert (asked.id, asked.state, asked.drain_requested_by) == (live, "draining", "somebody")
+    assert (await workers.ask_drain(live, "somebody else")).drain_requested_by == "somebody", "it is said once"
+    assert (await workers.drain_asked(live), await workers.drain_asked(other)) == (True, False)
+    assert await workers.beat([live, other], [0, 0]) == {live: True, other: False}
+    assert {row.id: row.state for row in await workers.recent()} == {live: "draining", other: "live"}
+    await workers.stop(live)
+    for id, refusal in ((live, WrongState), (uuid4(), NotFound)):
+        with pytest.raises(refusal):
+            await workers.ask_drain(id, "somebody")
+    assert [(one.action, one.target, one.actor) for one in await Audit(db).list()] == [
+        ("worker.drain", str(live), "somebody")
+    ]
+    await db.execute("UPDATE dhara.workers SET stopped_at = stopped_at - interval '1 hour' WHERE id = $1", live)
+    await workers.prune(60)
+    assert await db.fetchval("SELECT count(*) FROM dhara.worker_drains") == 0

@@ -46,11 +46,14 @@ def test_a_runner_s_life() -> None:
     board.tick(2.5, 1)
     header = board.header()
     assert (header.worker, header.running, header.tick, header.flags) == (worker, 1, 2.5, STARTED)
+    assert not board.drain_asked()
+    board.ask_drain()
+    assert board.drain_asked() and board.header().drain
     board.stopped()
     assert board.header().flags == STOPPED
     board.begin(1, 9.0, UUID(int=1), UUID(int=2))
     board.reset()
-    assert (board.header().flags, board.entries()) == (0, [])
+    assert (board.header().flags, board.header().drain, board.entries()) == (0, False, [])
 
 
 @given(

@@ -70,6 +70,18 @@ def test_a_runner_that_crashes_at_once_is_restarted_later_each_time() -> None:
     assert it.told_keeper == [Died(UUID(int=7), "signal SIGSEGV")] * 12
 
 
+def test_a_drained_runner_is_not_replaced(signals: list[tuple[int, int]]) -> None:
+    """Nor one that is killed before its last task has ended."""
+    for code in (0, -signal.SIGKILL):
+        it = Watched()
+        it.live(0.1)
+        it.child.board.ask_drain()
+        it._ended(it.child, code)
+        assert it.child.retired and it._all_started()
+        it._start = lambda child: pytest.fail("it is started again")  # type: ignore[method-assign]
+        it._turn(())
+
+
 def test_a_runner_that_lived_for_a_while_is_restarted_at_once() -> None:
     """However often it has been killed: every two seconds, for an hour."""
     it = Watched()

@@ -16,6 +16,7 @@ import pytest
 
 from dhara import ConfigError, Registry, SchemaError, Unavailable, Worker
 from dhara.domain.lifecycle import State
+from dhara.store.workers import Workers
 from tests.e2e.kit import children, is_keeper
 from tests.factories import Connection
 from tests.waiting import Signal, eventually
@@ -174,6 +175,15 @@ async def test_slots_by_queue(dsn: str, desk: Desk, db: Connection) -> None:
         other = await desk.one("add", {"a": 1, "b": 1}, queue="other")
         assert (await desk.final(served)).status is State.COMPLETED
         assert (await desk.tasks.get(other)).status is State.PENDING
+
+
+async def test_an_operator_drains_it(dsn: str, desk: Desk, db: Connection) -> None:
+    tasks, _ = _registry()
+    async with Worker(dsn, tasks, **SETTINGS) as worker:
+        await Workers(db).ask_drain(worker.runner.id, "somebody")
+        await eventually(lambda: worker.runner.draining)
+        waits = await desk.one("add", {"a": 1, "b": 1})
+    assert (await desk.tasks.get(waits)).status is State.PENDING
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from dhara.api.shapes import (
     rates_out,
     worker_out,
 )
+from dhara.api.tasks import id_of
 from dhara.api.wire import queue_change
 from dhara.domain import limits
 from dhara.store.stats import by_status, totals
@@ -73,6 +74,14 @@ async def workers(request: Request) -> Reply:
     found = await request.parts.workers.recent()
     running = await request.parts.workers.running([worker.id for worker in found])
     return json_reply(WorkerList([worker_out(worker, running) for worker in found]))
+
+
+async def drain(request: Request) -> Reply:
+    id = id_of(request)
+    found = await request.parts.workers.ask_drain(id, request.actor)
+    if request.parts.notifier is not None:
+        request.parts.notifier.cancel(id)
+    return json_reply(worker_out(found, await request.parts.workers.running([id])))
 
 
 async def stats(request: Request) -> Reply:

@@ -434,6 +434,16 @@ TABLE: tuple[Route, ...] = (
         errors=DATABASE,
     ),
     Route(
+        method="POST",
+        path="/workers/{id}/drain",
+        endpoint=fleet.drain,
+        summary="Let a worker claim nothing more, finish what it runs, and end; none starts in its place",
+        tag="fleet",
+        scope=OPERATE,
+        answers={200: shapes.WorkerOut},
+        errors=("not_found", "wrong_state", *WRITES),
+    ),
+    Route(
         method="GET",
         path="/stats",
         endpoint=fleet.stats,

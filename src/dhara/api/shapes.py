@@ -497,6 +497,8 @@ class WorkerOut(Struct, kw_only=True, omit_defaults=True):
     beat_age: float
     tasks: list[RunningOut]
     stopped_at: Moment | None = None
+    drain_requested_at: Moment | None = None
+    drain_requested_by: str | None = None
 
 
 class WorkerList(Struct):

@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "schedules": ("dhara.cli.schedules:schedules", "List, make, change, pause and run schedules."),
     "queues": ("dhara.cli.queues:queues", "List, look at, pause and resume queues."),
     "keys": ("dhara.cli.keys:keys", "Make, list, rotate and revoke API keys."),
-    "workers": ("dhara.cli.queues:workers", "List live and lately lost workers."),
+    "workers": ("dhara.cli.workers:workers", "List live and lately lost workers; drain some."),
     "actions": ("dhara.cli.actions:actions", "Who did what: the audit log."),
     "top": ("dhara.cli.top:top", "Watch the fleet, live."),
     "doctor": ("dhara.cli.doctor:doctor", "Check set-up, database and fleet, and say what to do."),

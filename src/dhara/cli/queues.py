@@ -1,4 +1,4 @@
-"""`dhara queues` and `dhara workers`."""
+"""`dhara queues`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dhara.cli.console import Command, Console, Group
+from dhara.cli.console import Console, Group
 
 if TYPE_CHECKING:
     from dhara.store.pool import Pool
@@ -129,44 +129,6 @@ def limit(console: Console, name: str, most: str) -> None:
         return await queues.get(name)
 
     _show(console, name, _on_queues(console, work))
-
-
-@click.command(
-    "workers",
-    cls=Command,
-    examples="dhara workers\ndhara workers --json | jq '.workers[] | select(.state == \"live\")'",
-)
-@click.pass_obj
-def workers(console: Console) -> None:
-    """List live and lately lost workers."""
-    from dhara.api.shapes import worker_out
-    from dhara.cli.database import with_pool
-    from dhara.cli.tables import ago, span, table
-    from dhara.store.workers import RunningTask, WorkerRow, Workers
-
-    async def work(pool: Pool) -> tuple[list[WorkerRow], list[RunningTask]]:
-        store = Workers(pool, pool.settings.schema)
-        rows = await store.recent()
-        return rows, await store.running([row.id for row in rows])
-
-    found, running = with_pool(console, work)
-    if console.json:
-        console.answer({"workers": [worker_out(row, running) for row in found]})
-        return
-    rows = [
-        (
-            str(w.id),
-            w.state,
-            f"{w.host}:{w.pid}",
-            f"{w.running}/{w.slots}",
-            span(w.beat_age),
-            ago(w.started_at),
-            ", ".join(w.types),
-        )
-        for w in found
-    ]
-    head = ("WORKER", "STATE", "HOST:PID", "RUNNING", "BEAT AGE", "STARTED", "TYPES")
-    console.print(table(head, rows, fancy=console.fancy) if rows else "no worker; start one with `dhara worker MODULE`")
 
 
 def _on_queues(console: Console, work: Any, wake: str | None = None) -> Any:

@@ -86,6 +86,7 @@ PAGES: tuple[Page, ...] = (
     Page("POST", "/queues/{name}/pause", queues.pause, OPERATE, limited=True),
     Page("POST", "/queues/{name}/resume", queues.resume, OPERATE, limited=True),
     Page("GET", "/workers", workers.show),
+    Page("POST", "/workers/{id}/drain", workers.drain, OPERATE),
     Page("GET", "/sign-in", sign_in.show, NOBODY),
     Page("POST", "/sign-in", sign_in.enter, NOBODY),
     Page("POST", "/sign-out", sign_in.leave, NOBODY),
@@ -238,7 +239,7 @@ def _refusal(error: Exception) -> Refusal:
         case Refusal():
             return error
         case NotFound():
-            return missing("task or queue")
+            return missing("task, queue or worker")
         case WrongState():
             return Refusal(409, "Not in this state", f"{error}")
         case SchemaError() | asyncpg.UndefinedTableError() | asyncpg.UndefinedColumnError():

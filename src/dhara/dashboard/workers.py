@@ -29,3 +29,12 @@ async def show(visit: Visit) -> Response:
         slots={worker.id: msgspec.json.decode(worker.queues) for worker in found},
         still=STILL_SECONDS,
     )
+
+
+async def drain(visit: Visit) -> Response:
+    id = visit.id("worker")
+    found = await visit.desk.workers.ask_drain(id, visit.who())
+    if visit.desk.notifier is not None:
+        visit.desk.notifier.cancel(id)
+    visit.desk.pulse.forget()
+    return visit.back("/workers", f"{found.host} · pid {found.pid} drains: it claims nothing more, and ends when idle.")

@@ -34,6 +34,7 @@ ACTIONS: dict[str, str] = {
     "schedule.resume": "a schedule was resumed",
     "schedule.delete": "a schedule was deleted",
     "schedule.run": "a schedule was fired by hand",
+    "worker.drain": "a worker was told to claim nothing more and to leave",
     "operation.start": "a bulk operation was begun",
     "operation.stop": "a bulk operation was stopped",
 }

@@ -59,13 +59,13 @@ GRANTS: tuple[Grant, ...] = (
     Grant(API, "SELECT", "workers, histograms, leaders, migrations, task_logs, attempts"),
     Grant(API, "SELECT, INSERT, UPDATE", "queues, api_keys"),
     Grant(API, "SELECT, INSERT, UPDATE, DELETE", "queue_limits, sessions"),
-    Grant(API, "SELECT, INSERT", "audit_log, operations, schedule_fires"),
+    Grant(API, "SELECT, INSERT", "audit_log, operations, schedule_fires, worker_drains"),
     Grant(API, "UPDATE", "operations"),
     Grant(API, "SELECT, INSERT, UPDATE, DELETE", "failure_groups, schedules"),
     Grant(API, "SELECT", "rates"),
     Grant(WORKER, "SELECT, INSERT, UPDATE", "tasks, workers, histograms"),
     Grant(WORKER, "SELECT, INSERT", "task_history, counters"),
-    Grant(WORKER, "SELECT", "queues, leaders, migrations, task_logs, attempts"),
+    Grant(WORKER, "SELECT", "queues, leaders, migrations, task_logs, attempts, worker_drains"),
     Grant(MAINTENANCE, f"SELECT ({_SHOWN}, logs, last_error), UPDATE ({_REAPED}), INSERT, DELETE", "tasks"),
     Grant(MAINTENANCE, "SELECT, INSERT, DELETE", "task_history"),
     # A lock on what is folded asks for UPDATE.
@@ -75,7 +75,7 @@ GRANTS: tuple[Grant, ...] = (
     Grant(MAINTENANCE, "SELECT", "queues, histograms, migrations, task_logs"),
     Grant(MAINTENANCE, "SELECT, UPDATE", "schedules, operations"),
     Grant(MAINTENANCE, "SELECT, INSERT, UPDATE, DELETE", "schedule_fires, rates"),
-    Grant(MAINTENANCE, "SELECT", "failure_groups"),
+    Grant(MAINTENANCE, "SELECT", "failure_groups, worker_drains"),
     Grant(MAINTENANCE, "INSERT", "audit_log"),
     # A lock on what is freed asks for UPDATE.
     *(Grant(role, "SELECT, INSERT, UPDATE, DELETE", "full_queues") for role in (API, WORKER, MAINTENANCE)),
@@ -86,7 +86,8 @@ GRANTS: tuple[Grant, ...] = (
     Grant(
         READER,
         "SELECT",
-        "workers, queues, queue_limits, full_queues, counters, histograms, leaders, migrations, rates, task_logs",
+        "workers, worker_drains, queues, queue_limits, full_queues, counters, histograms, leaders, migrations, rates,"
+        " task_logs",
     ),
 )
 SEQUENCES: dict[str, tuple[str, ...]] = {"task_history_seq": (API, WORKER, MAINTENANCE)}

@@ -48,7 +48,7 @@ class Notifier:
         self._send("wakeup", queue)
 
     def cancel(self, worker: UUID) -> None:
-        """Tell `worker` that one of its tasks is to be canceled. Returns at once."""
+        """Tell `worker` that one of its tasks is to be canceled, or itself to be drained. Returns at once."""
         self._send("cancel", str(worker))
 
     def _send(self, kind: str, text: str) -> None:

@@ -9,6 +9,7 @@ from uuid import UUID
 import msgspec
 from msgspec import Struct
 
+from dhara.errors import NotFound, WrongState
 from dhara.store.pool import Executor
 from dhara.store.sql import load
 
@@ -59,6 +60,8 @@ class WorkerRow(Struct, frozen=True, kw_only=True):
     beat_at: datetime
     beat_age: float
     stopped_at: datetime | None = None
+    drain_requested_at: datetime | None = None
+    drain_requested_by: str | None = None
 
 
 class RunningTask(Struct, frozen=True):
@@ -88,9 +91,23 @@ class Workers:
         args = (new.id, new.pid, new.host, new.version, new.types, queues, new.slots)
         await self.db.execute(self._sql("register"), *args)
 
-    async def beat(self, ids: Sequence[UUID], running: Sequence[int]) -> set[UUID]:
-        """One heartbeat each; answers the ids that are known."""
-        return {row[0] for row in await self.db.fetch(self._sql("beat"), ids, running)}
+    async def beat(self, ids: Sequence[UUID], running: Sequence[int]) -> dict[UUID, bool]:
+        """One heartbeat each; answers the ids that are known, and whether an operator wants that worker to drain."""
+        return {row[0]: row[1] for row in await self.db.fetch(self._sql("beat"), ids, running)}
+
+    async def ask_drain(self, id: UUID, by: str) -> WorkerRow:
+        """An operator wants the worker to drain; it hears that with its next beat. Raises `NotFound` or `WrongState`."""
+        state = await self.db.fetchval(self._sql("ask_drain"), id, by)
+        if state is None:
+            raise NotFound(f"there is no worker {id}")
+        if state in ("stopped", "lost"):
+            raise WrongState(state, "only live workers can be drained", "worker")
+        (row,) = await self.db.fetch(self._sql("list"), 0.0, id)
+        return WorkerRow(**row)
+
+    async def drain_asked(self, id: UUID) -> bool:
+        """Whether an operator wants the worker to drain."""
+        return bool(await self.db.fetchval(self._sql("drain_asked"), id))
 
     async def drain(self, id: UUID) -> None:
         """The worker claims nothing more."""
@@ -110,7 +127,7 @@ class Workers:
 
     async def recent(self, seconds: float = 900) -> list[WorkerRow]:
         """Live workers, and those that ended within `seconds`."""
-        return [WorkerRow(**row) for row in await self.db.fetch(self._sql("list"), seconds)]
+        return [WorkerRow(**row) for row in await self.db.fetch(self._sql("list"), seconds, None)]
 
     async def running(self, ids: Sequence[UUID], most: int = 1_000) -> list[RunningTask]:
         """The running tasks of these workers, oldest first."""

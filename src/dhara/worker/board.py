@@ -3,6 +3,7 @@ no handler can starve, reads it.
 
     header  worker id 16 · pid i64 · running i64 · tick f64 (monotonic time of the loop's last turn) · flags i64
             · acked f64 (the keeper writes: when the last beat that the database acknowledged was sent)
+            · drain i64 (either writes: an operator wants this runner to drain, and none in its place)
     slot    deadline f64 (monotonic; 0: free; after it the process is killed) · task id 16 · lease 16 · exclusive i64
 
 The clock is CLOCK_MONOTONIC, which all processes of a machine share.
@@ -17,7 +18,7 @@ from uuid import UUID
 
 from msgspec import Struct
 
-_HEADER = struct.Struct("=16sqqdqd")
+_HEADER = struct.Struct("=16sqqdqdq")
 _SLOT = struct.Struct("=d16s16sq")
 _DEADLINE = struct.Struct("=d")
 _HEADER_SIZE = 64
@@ -46,6 +47,7 @@ class Header(Struct, frozen=True):
     tick: float
     flags: int
     acked: float
+    drain: bool
 
 
 class Entry(Struct, frozen=True):
@@ -79,7 +81,7 @@ class Board:
     # the runner's side
 
     def announce(self, worker: UUID, tick: float) -> None:
-        _HEADER.pack_into(self._memory, self._offset, worker.bytes, os.getpid(), 0, tick, STARTED, tick)
+        _HEADER.pack_into(self._memory, self._offset, worker.bytes, os.getpid(), 0, tick, STARTED, tick, 0)
 
     def tick(self, now: float, running: int) -> None:
         struct.pack_into("=qd", self._memory, self._offset + 24, running, now)
@@ -90,6 +92,14 @@ class Board:
     def acked(self) -> float:
         """When the last acknowledged beat was sent, monotonic."""
         return float(_DEADLINE.unpack_from(self._memory, self._offset + 48)[0])
+
+    def ask_drain(self) -> None:
+        """An operator wants this runner to drain."""
+        struct.pack_into("=q", self._memory, self._offset + 56, 1)
+
+    def drain_asked(self) -> bool:
+        """Whether an operator wants that."""
+        return bool(struct.unpack_from("=q", self._memory, self._offset + 56)[0])
 
     def begin(self, slot: int, deadline: float, task: UUID, lease: UUID, exclusive: bool = False) -> None:
         _SLOT.pack_into(self._memory, self._first + slot * _SLOT.size, deadline, task.bytes, lease.bytes, exclusive)
@@ -103,8 +113,8 @@ class Board:
     # the keeper's side
 
     def header(self) -> Header:
-        worker, pid, running, tick, flags, acked = _HEADER.unpack_from(self._memory, self._offset)
-        return Header(UUID(bytes=worker), pid, running, tick, flags, acked)
+        worker, pid, running, tick, flags, acked, drain = _HEADER.unpack_from(self._memory, self._offset)
+        return Header(UUID(bytes=worker), pid, running, tick, flags, acked, bool(drain))
 
     def acknowledge(self, sent: float) -> None:
         """The beat sent at `sent` has been acknowledged by the database."""

@@ -106,9 +106,10 @@ async def _live(registry: Registry, settings: RunnerSettings, board: Board, nurs
     if told.is_set():
         await runner.stop()
         return 0
-    await _first(told.wait(), runner.worn.wait())
+    await _first(told.wait(), runner.worn.wait(), runner.unwanted.wait())
     if not told.is_set():
-        # Worn out: nobody is in a hurry, so what runs may run to its end; else the longest tasks would never end.
+        # Worn out, or drained by an operator: nobody is in a hurry, so what runs may run to its end; else the longest
+        # tasks would never end.
         await _first(told.wait(), runner.drain(math.inf))
     draining = asyncio.create_task(runner.drain())
     hurried = asyncio.create_task(again.wait())

@@ -4,6 +4,7 @@ or to the GIL (`trust.md` 1.7: a heartbeat thread is not enough in CPython).
     beats      every H, one statement for all runners of this supervisor; not for one that is stopped (SIGSTOP):
                a stopped worker must lose its leases
     deadlines  a slot still busy K after its deadline: the runner is killed, and that task alone is to blame
+    drains     an operator's wish, which the beat's answer carries, is laid on the board
     crashes    a runner that died: its leases are taken back at once, without waiting for L
     maintains  it takes part in the fleet's maintenance (reaper, expiry, retention), one leader at a time
 
@@ -169,8 +170,11 @@ class Keeper:
                 alive[header.worker] = (board, header.running)
         if alive:
             known = await self._workers.beat(list(alive), [running for _, running in alive.values()])
-            for worker in known & alive.keys():
-                alive[worker][0].acknowledge(sent)
+            for worker in known.keys() & alive.keys():
+                board, _ = alive[worker]
+                board.acknowledge(sent)
+                if known[worker]:
+                    board.ask_drain()
 
     async def watch(self) -> None:
         """Kill runners with a task far past its deadline; warn of a loop that does not turn."""

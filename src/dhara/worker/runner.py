@@ -1,7 +1,8 @@
 """One runner: claimer -> slots -> settler, in one event loop. It owns the leases of one worker id.
 
 The runner knows three ways to end: `drain` (finish what runs, up to the grace, then release), `release` (now), and
-being killed, after which the keeper or a reaper takes its tasks back.
+being killed, after which the keeper or a reaper takes its tasks back. `worn` and `unwanted` ask whoever runs it for a drain:
+the one wants a new runner in its place, the other, an operator's, none.
 """
 
 from __future__ import annotations
@@ -109,6 +110,7 @@ class Runner:
         self.registry = registry
         self.draining = False
         self.worn = asyncio.Event()
+        self.unwanted = asyncio.Event()
         self._rng = rng or random.Random()
         self._board = board
         self._nursery = nursery
@@ -160,7 +162,7 @@ class Runner:
         self._compare = Every(settings.heartbeat_interval, self.comparer.compare, "comparing leases")
         self._sweep = Every(_SWEEP, self._sweep_once, "sweeping deadlines")
         self._report = Every(reporter.INTERVAL, reporter.Reporter(self.slots, self.tasks).report, "reporting progress")
-        self._listener = Listener(settings.database, self.claimer.wake, self._cancel_heard, self._rng)
+        self._listener = Listener(settings.database, self.claimer.wake, self._hint_heard, self._rng)
         self._watchdog: Watchdog | None = None
         self._said: asyncio.Task[None] | None = None
         self._next_memory_look = 0.0
@@ -301,7 +303,8 @@ class Runner:
         self.claimer.freed()
 
     def _room(self) -> int:
-        return 0 if self.draining or self.worn.is_set() or self.settler.full else self.slots.room()
+        leaving = self.draining or self.worn.is_set() or self.unwanted.is_set()
+        return 0 if leaving or self.settler.full else self.slots.room()
 
     def _deliver(self, claims: list[Claim]) -> None:
         if not self.draining:
@@ -336,6 +339,9 @@ class Runner:
 
     async def _sweep_once(self) -> None:
         self.slots.sweep()
+        if not self.unwanted.is_set() and self._board.drain_asked():
+            log.info("worker %s has been told by an operator to drain", self.id)
+            self.unwanted.set()
         most = self.settings.recycle_tasks
         if most and self.slots.finished >= most:
             self._wear_out(f"it has run {self.slots.finished} tasks")
@@ -351,6 +357,15 @@ class Runner:
             log.info("worker %s will be replaced: %s", self.id, why)
             self.worn.set()
 
-    def _cancel_heard(self, worker: str) -> None:
+    def _hint_heard(self, worker: str) -> None:
         if worker == str(self.id):
-            self._hearing = asyncio.get_running_loop().create_task(self.comparer.compare_quietly())
+            self._hearing = asyncio.get_running_loop().create_task(self._look())
+
+    async def _look(self) -> None:
+        """What a beat or a comparison would find out later: a task is to be canceled, or this worker is to drain."""
+        await self.comparer.compare_quietly()
+        try:
+            if await self._workers.drain_asked(self.id):
+                self._board.ask_drain()
+        except Exception as error:
+            log.debug("could not look for a wish to drain: %s", error)

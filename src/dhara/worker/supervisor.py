@@ -3,6 +3,7 @@ that it can fork: a runner starts with everything imported, and a registry of `_
 
     a runner dies    the keeper is told (it takes the leases back) and a new runner starts, later each time it crashes soon
     the keeper dies  a new one starts; runners notice nothing
+    an operator drains a runner: none starts in its place; when the last has gone, this process goes, too
     SIGTERM, SIGINT  runners drain; again: they release at once; one that does not end in time is killed
     it dies itself   the kernel ends the runners; the keeper sees the end of its input, takes back, and leaves
 """
@@ -72,6 +73,7 @@ class _Child:
         self.crashes = 0
         self.ever = False
         self.killed = False
+        self.retired = False
         self.start_at = 0.0
 
 
@@ -101,7 +103,7 @@ class Supervisor:
             self._start_keeper()
             for child in self._children:
                 self._start(child)
-            while any(child.pid or not self._told for child in self._children):
+            while any(child.pid or not (self._told or child.retired) for child in self._children):
                 self._turn(signals)
         finally:
             self._stop_keeper()
@@ -120,11 +122,11 @@ class Supervisor:
         if not self._told:
             now = time.monotonic()
             for child in self._children:
-                if not child.pid and now >= child.start_at:
+                if not child.pid and not child.retired and now >= child.start_at:
                     self._start(child)
 
     def _all_started(self) -> bool:
-        return all(child.pid for child in self._children)
+        return all(child.pid or child.retired for child in self._children)
 
     # runners
 
@@ -189,6 +191,9 @@ class Supervisor:
     def _ended(self, child: _Child, code: int) -> None:
         child.pid = 0
         header = child.board.header()
+        if header.drain and not child.retired:
+            child.retired = True
+            log.info("an operator has drained worker %s; none starts in its place", header.worker)
         if header.flags == boards.STARTED:
             child.ever = True
             how = process.ending(code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import subprocess
 import threading
@@ -60,6 +61,7 @@ class Worker:
         self._concurrency = concurrency or default
         self._processes = processes or self.settings.processes
         self._runner: Runner | None = None
+        self._heeding: asyncio.Task[None] | None = None
         self._keeper: subprocess.Popen[bytes] | None = None
         self._keeping = threading.Lock()
         self._ended = False
@@ -110,7 +112,13 @@ class Worker:
             await self._end()
             raise
         self._runner = runner
+        self._heeding = asyncio.create_task(self._heed(runner))
         return self
+
+    async def _heed(self, runner: Runner) -> None:
+        """An operator's wish: drain without hurry, then run nothing, until the application leaves."""
+        await runner.unwanted.wait()
+        await runner.drain(math.inf)
 
     def _nursery(self, database: DatabaseSettings) -> Nursery | None:
         if all(handler.options.executor != "process" for handler in self._registry.handlers):
@@ -125,6 +133,8 @@ class Worker:
         runner, self._runner = self._runner, None
         if runner is None:
             return
+        if self._heeding is not None:
+            self._heeding.cancel()
         try:
             await runner.drain(grace)
         finally:

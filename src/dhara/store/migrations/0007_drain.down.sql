@@ -1,0 +1,1 @@
+DROP TABLE dhara.worker_drains;
