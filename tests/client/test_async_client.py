@@ -280,9 +280,7 @@ async def test_enqueues_wake_idle_workers_only_for_what_is_ready(client: AsyncCl
         await client.enqueue("t", queue="later", delay=60)
         await client.enqueue_many([{"type": "t"}] * 3, queue="many")
         await client.enqueue("t", queue="now")
-        await heard.wait(3)
-    assert heard.values[0] == ""
-    assert sorted(heard.values[1:]) == ["many", "now"]
+        await eventually(lambda: sorted(filter(None, heard.values)) == ["many", "now"])
 
 
 async def test_a_database_that_is_not_there() -> None:

@@ -13,10 +13,18 @@ from dhara import Registry
 from dhara.store import wakeup
 from dhara.store.ids import new_id
 from dhara.store.pool import DatabaseSettings, Pool
+from dhara.store.tasks import Tasks
 from dhara.store.wakeup import Listener, Notifier
+from tests.factories import new_task
 from tests.proxy import Proxy
 from tests.waiting import Signal, eventually
 from tests.worker.kit import Desk, running
+
+
+@pytest.fixture(autouse=True)
+def no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is woken then is woken by hints."""
+    monkeypatch.setattr(wakeup, "COMMIT_LAG", 3600)
 
 
 async def test_a_hint_arrives(dsn: str, pool: Pool) -> None:
@@ -180,3 +188,70 @@ async def test_workers_heed_hints(dsn: str, pool: Pool) -> None:
             await desk.final(await desk.one("t"))
         assert time.monotonic() - begun < 30
     await desk.notifier.close()
+
+
+async def test_only_who_sleeps_is_told_and_by_the_commit(dsn: str, pool: Pool) -> None:
+    """Busy workers cost an enqueue nothing; when the last lies down it looks once more, and is told from then on."""
+    busy, heard = Signal("the busy one"), Signal("a hint")
+    tasks = Tasks(pool, tells=True)
+    async with Listener(DatabaseSettings(dsn=dsn), busy.fire) as first:
+        await first.connected.wait()
+        await tasks.enqueue([new_task(queue="asleep")])
+        assert await busy.wait(2) == ["", "asleep"]
+        async with Listener(DatabaseSettings(dsn=dsn), heard.fire) as second:
+            await second.connected.wait()
+            first.rest(asleep=False)
+            await tasks.enqueue([new_task(queue="one of two sleeps")])
+            assert await heard.wait(2) == ["", "one of two sleeps"]
+            assert (await busy.wait(3))[2:] == ["one of two sleeps"]
+            second.rest(asleep=False)
+            await eventually(lambda: _nobody_sleeps(pool))
+            await tasks.enqueue([new_task(queue="nobody sleeps")])
+            second.rest(asleep=True)
+            assert (await heard.wait(3))[2:] == [""]
+            await tasks.enqueue([new_task(queue="again")])
+            assert (await heard.wait(4))[3:] == ["again"], "nothing was said while nobody slept"
+    assert "nobody sleeps" not in busy.values
+
+
+async def _nobody_sleeps(pool: Pool) -> bool:
+    query = "SELECT count(*) FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)"
+    where = "WHERE locktype = 'advisory' AND application_name = 'dhara listener' AND a.datname = current_database()"
+    return bool(await pool.fetchval(f"{query} {where}") == 0)
+
+
+async def test_a_commit_under_way_as_the_worker_lies_down(
+    dsn: str, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its statement saw nobody asleep, and the worker's look came before its commit: the second look finds it."""
+    monkeypatch.setattr(wakeup, "COMMIT_LAG", 0.1)
+    looks = Signal("a look")
+    async with Listener(DatabaseSettings(dsn=dsn), looks.fire):
+        assert await looks.wait(2) == ["", ""]
+
+
+async def test_a_worker_says_that_it_is_busy_and_when_it_no_longer_is(dsn: str, pool: Pool) -> None:
+    """A stream of tasks: the last are found though nobody is told of them, and then hints are wanted again."""
+    tasks = Registry()
+    desk = Desk(pool)
+
+    @tasks.task("t")
+    async def t() -> None: ...
+
+    async with running(dsn, tasks, poll_interval=60) as runner:
+        await runner._listener.connected.wait()
+        store, ids = Tasks(pool, tells=True), list[UUID]()
+
+        async def stream() -> bool:
+            new = [new_task("t", payload="{}") for _ in range(5)]
+            await store.enqueue(new)
+            ids.extend(task.id for task in new)
+            return runner.claimer._busy
+
+        await eventually(stream, what="the worker to be busy")
+        await eventually(lambda: not runner.claimer._busy, what="the worker to lie down")
+        await desk.all_final(ids)
+        await eventually(lambda: runner._listener.connected.is_set())
+        one = new_task("t", payload="{}")
+        await store.enqueue([one])
+        await desk.final(one.id)

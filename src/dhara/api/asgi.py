@@ -104,7 +104,7 @@ def create_app(
     answers every path that is not the API's, and may share `auth`. `hint` tells this
     process's maintenance that a bulk operation has been begun. Starts nothing before its lifespan."""
     schema = pool.settings.schema
-    tasks, stats, keys = Tasks(pool, schema), Stats(pool, schema), Keys(pool, schema)
+    tasks, stats, keys = Tasks(pool, schema, tells=notifier is not None), Stats(pool, schema), Keys(pool, schema)
     queues, auth = Queues(pool, schema), auth or Auth(settings, KeyRing(keys))
     figures = Figures(pool, schema)
     parts = Parts(

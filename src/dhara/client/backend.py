@@ -76,7 +76,7 @@ class PostgresBackend:
         self, settings: DatabaseSettings, *, wakeups: bool = True, patience: float = 10.0, actor: str = "library"
     ) -> None:
         self.pool = Pool(settings, "dhara client")
-        self._tasks = Tasks(self.pool, settings.schema)
+        self._tasks = Tasks(self.pool, settings.schema, tells=wakeups)
         self._search = Search(self.pool, settings.schema)
         self._notifier = Notifier(self.pool, settings.schema) if wakeups else None
         self.poller = Poller(self)

@@ -125,9 +125,10 @@ class Enqueued:
     """The answer to an enqueue: the task, and whether it was made now or stood already under its key.
 
     Of one that was made now, `new`, `created_at` and `run_at` say all; nearly nobody asks for more, and `task` is made then.
+    `told`: the statement that made it has woken whoever slept.
     """
 
-    __slots__ = ("_task", "created", "created_at", "id", "new", "run_at")
+    __slots__ = ("_task", "created", "created_at", "id", "new", "run_at", "told")
 
     def __init__(self, task: Task, created: bool) -> None:
         self.id = task.id
@@ -136,9 +137,10 @@ class Enqueued:
         self.created_at = task.created_at
         self.run_at = task.run_at
         self._task: Task | None = task
+        self.told = False
 
     @classmethod
-    def made(cls, new: NewTask, created_at: datetime, run_at: datetime) -> Enqueued:
+    def made(cls, new: NewTask, created_at: datetime, run_at: datetime, *, told: bool = False) -> Enqueued:
         """`new`, inserted just now."""
         self = cls.__new__(cls)
         self.id = new.id
@@ -147,6 +149,7 @@ class Enqueued:
         self.created_at = created_at
         self.run_at = run_at
         self._task = None
+        self.told = told
         return self
 
     @property

@@ -22,6 +22,7 @@ from dhara.errors import IdempotencyConflict, NotFound, Unavailable, WrongState
 from dhara.store import copying
 from dhara.store.pool import Executor, Pool, spread
 from dhara.store.sql import load
+from dhara.store.wakeup import channel
 
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 ZERO = UUID(int=0)
@@ -93,11 +94,12 @@ class Canceling(Struct, frozen=True):
 
 
 class Tasks:
-    """The statements of `sql/tasks/`. `db` is a pool or one connection."""
+    """The statements of `sql/tasks/`. `db` is a pool or one connection; `tells`: enqueues wake who sleeps, where they can."""
 
-    def __init__(self, db: Executor, schema: str = "dhara") -> None:
+    def __init__(self, db: Executor, schema: str = "dhara", *, tells: bool = False) -> None:
         self.db = db
         self.schema = schema
+        self._tells = channel(schema, "wakeup") if tells else ""
 
     def on(self, connection: Executor) -> Tasks:
         """The same statements on another connection, such as one in a transaction."""
@@ -153,8 +155,9 @@ class Tasks:
     async def _insert_plain(self, new: Sequence[NewTask]) -> list[Enqueued | IdempotencyConflict]:
         columns = spread(new, "id", "type", "queue", "payload", "priority", "max_retries")
         counts = Counter(columns[2])
-        at = await self.db.fetchval(self._sql("enqueue_plain"), *columns, list(counts.values()), list(counts))
-        return [Enqueued.made(task, at, at) for task in new]
+        args = (*columns, list(counts.values()), list(counts), self._tells)
+        at = await self.db.fetchval(self._sql("enqueue_plain"), *args)
+        return [Enqueued.made(task, at, at, told=bool(self._tells)) for task in new]
 
     async def _insert(self, new: Sequence[NewTask]) -> dict[UUID, Enqueued | IdempotencyConflict]:
         columns = spread(
@@ -385,7 +388,9 @@ def lock_order(task: NewTask) -> tuple[str, str, str]:
 
 
 def newly_ready(answer: Enqueued) -> bool:
-    """Whether the task was made or changed just now, and is due."""
+    """Whether the task was made or changed just now, and is due, and whoever sleeps is still to be told."""
+    if answer.told:
+        return False
     if answer.new is not None:
         return answer.run_at <= answer.created_at
     task = answer.task

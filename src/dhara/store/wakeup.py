@@ -1,9 +1,14 @@
 """Wake-ups: LISTEN and NOTIFY as a hint, with polling as the safety net. Losing one costs only latency.
 
-A commit that notifies takes a lock that serialises all notifying commits, so an enqueue here does not notify in its own
-transaction: the `Notifier` sends a hint of its own after the commit, which writes nothing and therefore waits for no
-disk; while one is under way, further ones become the next. (`dhara.enqueue` in SQL has no "after the commit" and
-notifies in the caller's transaction.)
+A commit that notifies takes a lock that serialises all notifying commits. So the usual enqueue notifies, in its own commit, only
+if somebody sleeps: each worker that would wait to be woken holds a shared advisory lock, by the connection on which it
+listens, and the statement looks whether there is one. Under load there is none, and a wake-up costs nothing; when all is idle
+it comes with the commit itself. A worker that lies down looks once more when it has the lock, and again when commits that
+were under way then have come to their end.
+
+Everything else (COPY, enqueues with keys or delays, revivals) sends a hint of its own after the commit, by the `Notifier`:
+it writes nothing and therefore waits for no disk; while one is under way, further ones become the next. (`dhara.enqueue` in SQL
+and `enqueue_tx` have no "after the commit" and notify in the caller's transaction, which may be long.)
 """
 
 from __future__ import annotations
@@ -27,6 +32,9 @@ LIVENESS_INTERVAL, LIVENESS_TIMEOUT = 8.0, 3.0
 # commits.
 _BETWEEN = 0.002
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+# Whoever looked for sleepers before this worker lay down has committed by now.
+COMMIT_LAG = 0.02
+_TRIES = 20
 
 
 def channel(schema: str, kind: str) -> str:
@@ -78,8 +86,8 @@ class Notifier:
 class Listener(Service):
     """Hears wake-ups on a connection of its own, which it checks, and opens again with backoff when it is lost.
 
-    `on_wake(queue)` and `on_cancel(worker id)` are called for each hint; `on_wake("")` after every (re)connect, since
-    hints may have been missed meanwhile.
+    `on_wake(queue)` and `on_cancel(worker id)` are called for each hint; `on_wake("")` after every (re)connect, and when the
+    worker has lain down, since hints may have been missed meanwhile.
     """
 
     def __init__(
@@ -95,6 +103,14 @@ class Listener(Service):
         self._on_cancel = on_cancel
         self._rng = rng or random.Random()
         self.connected = asyncio.Event()
+        self._asleep = True
+        self._changed = asyncio.Event()
+
+    def rest(self, asleep: bool) -> None:
+        """Whether the worker waits to be woken, or looks for tasks by itself. Returns at once."""
+        if asleep != self._asleep:
+            self._asleep = asleep
+            self._changed.set()
 
     async def run(self) -> None:
         pause = _FIRST_PAUSE
@@ -110,20 +126,37 @@ class Listener(Service):
 
     async def _listen(self) -> None:
         connection: Any = await connect(self._settings, "dhara listener")
-        ended = asyncio.Event()
         try:
-            connection.add_termination_listener(lambda _: ended.set())
+            connection.add_termination_listener(lambda _: self._changed.set())
             schema = self._settings.schema
             await connection.add_listener(channel(schema, "wakeup"), lambda *a: self._on_wake(a[3]))
             await connection.add_listener(channel(schema, "cancel"), lambda *a: self._on_cancel(a[3]))
-            self.connected.set()
-            self._on_wake("")
-            while not ended.is_set():
+            holds = False
+            while not connection.is_closed():
+                self._changed.clear()
+                if holds != self._asleep:
+                    holds = await within(LIVENESS_TIMEOUT, self._hold(connection, self._asleep))
+                    continue
+                self.connected.set()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LIVENESS_INTERVAL):
-                        await ended.wait()
-                    return
+                        await self._changed.wait()
+                    continue
                 # A half-open link gives no sign by itself.
                 await within(LIVENESS_TIMEOUT, connection.fetchval("SELECT 1"))
         finally:
             connection.terminate()
+
+    async def _hold(self, connection: Any, asleep: bool) -> bool:
+        """Hold the lock, or let it go. Answers `asleep`."""
+        key = f"hashtextextended('{channel(self._settings.schema, 'wakeup')}', 0)"
+        if not asleep:
+            await connection.execute(f"SELECT pg_advisory_unlock_shared({key})")
+            return False
+        for _ in range(_TRIES):
+            if await connection.fetchval(f"SELECT pg_try_advisory_lock_shared({key})"):
+                break
+            await asyncio.sleep(0.001)  # An enqueue holds it, for microseconds.
+        self._on_wake("")
+        asyncio.get_running_loop().call_later(COMMIT_LAG, self._on_wake, "")
+        return True

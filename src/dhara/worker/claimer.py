@@ -1,6 +1,7 @@
 """The claimer: asks for as many tasks as can start soon, woken or polling.
 
     woken          -> claim from the known lanes; if that gives nothing, scan for new ones
+    busy           -> claim every PACE by itself, and say that nobody need wake it, until there is nothing to claim
     claim is full  -> claim again as soon as there is room
     claim is short -> scan (if the last scan is long enough ago), else wait to be woken
     no own slot    -> a queue with slots of its own had more than those took: claim again when a slot is free
@@ -43,6 +44,10 @@ FRONT_EVERY = 15.0
 PASS_SHARE = 10
 # With this share of known types, a claim gets on by itself.
 WORTHWHILE = 0.05
+# Seconds from one claim to the next of a worker that is busy; busy is one whose last claims found several tasks each.
+PACE = 0.003
+BUSY_CLAIMS, BUSY_WITHIN = 3, 0.05
+IDLE_CLAIMS = 2
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 
 
@@ -63,6 +68,7 @@ class Claimer(Service):
         rng: random.Random,
         clock: Callable[[], float] = time.monotonic,
         observe: Callable[[str, int, float], None] = lambda name, tasks, seconds: None,
+        rest: Callable[[bool], None] = lambda asleep: None,
     ) -> None:
         super().__init__()
         self._tasks = tasks
@@ -78,6 +84,10 @@ class Claimer(Service):
         self._rng = rng
         self._clock = clock
         self._observe = observe
+        self._rest = rest
+        self._busy = False
+        self._streak = 0
+        self._last_got = float("-inf")
         self._news = asyncio.Event()
         self._roomy = asyncio.Event()
         self._woken = True
@@ -152,7 +162,7 @@ class Claimer(Service):
         if self._passes and self._clock() >= self._next_step:
             await self._step(room)
             return
-        woken, self._woken = self._woken, False
+        woken, self._woken = self._woken or self._busy, False
         self._news.clear()
         got = await self._claim(room) if woken and len(self._lanes) else 0
         if got == room and self._since_scan() < max(SCAN_EVERY, SCAN_SHARE * self._scan_cost):
@@ -194,7 +204,23 @@ class Claimer(Service):
                     self._last_front = self._clock()
                     self._front_cost = self._last_front - start
         self._held_back = bool(rooms) and self._exhausted(rooms, claims)
+        self._mind(len(claims))
         return len(claims)
+
+    def _mind(self, got: int) -> None:
+        """Tell by what the last claims found whether hints are wanted."""
+        now = self._clock()
+        if self._busy:
+            self._streak = 0 if got else self._streak + 1
+            if self._streak == IDLE_CLAIMS:
+                self._busy, self._streak = False, 0
+                self._rest(True)
+            return
+        self._streak = self._streak + 1 if got > 1 and now - self._last_got < BUSY_WITHIN else 0
+        self._last_got = now if got else self._last_got
+        if self._streak == BUSY_CLAIMS:
+            self._busy, self._streak = True, 0
+            self._rest(False)
 
     async def _ask(self, most: int, lanes: Sequence[Watermark]) -> list[Claim]:
         self._asked = self._clock()
@@ -275,7 +301,10 @@ class Claimer(Service):
         return self._front_cost < CHEAP_FRONT or since >= min(FRONT_EVERY, SCAN_SHARE * self._front_cost)
 
     async def _wait(self) -> None:
-        """Until woken, or the poll interval is over, or the next delayed task is due."""
+        """Until woken, or the poll interval is over, or the next delayed task is due; a busy worker not for long."""
+        if self._busy:
+            await asyncio.sleep(max(0.0, self._last_claim + PACE - self._clock()))
+            return
         next_due = min(self._next_due, self._next_step if self._passes else float("inf"))
         seconds = min(self._poll_interval * self._rng.uniform(0.9, 1.0), max(0.001, next_due - self._clock()))
         if self._held_back and self._freed:

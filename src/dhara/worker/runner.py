@@ -157,6 +157,7 @@ class Runner:
             deliver=self._deliver,
             rng=self._rng,
             observe=self.slots.observations.batch,
+            rest=lambda asleep: self._listener.rest(asleep),  # noqa: PLW0108 the listener comes later
         )
         self.comparer = Comparer(self, self.tasks, Stats(self._pool, schema), self.slots.observations)
         self._compare = Every(settings.heartbeat_interval, self.comparer.compare, "comparing leases")
@@ -230,8 +231,8 @@ class Runner:
         if not self.draining:
             self.draining = True
             self._said = asyncio.create_task(self._say_draining())
+        self.slots.release_unstarted()  # At once: a slot that becomes free now must find nothing to start.
         await self._claims_landed()
-        self.slots.release_unstarted()
         try:
             await asyncio.wait_for(self.slots.idle(), None if grace == math.inf else grace)
         except TimeoutError:

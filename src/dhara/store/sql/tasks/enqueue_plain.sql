@@ -2,6 +2,7 @@
 -- nothing can be in the way, so that nothing is looked for; an id that stands already is a unique violation.
 -- $1 uuid[] ids · $2 text[] types · $3 text[] queues · $4 text[] payloads (JSON text, kept byte for byte)
 -- $5 smallint[] priorities · $6 smallint[] max_retries · $7 bigint[] numbers of tasks · $8 text[] of which queue
+-- $9 text the channel to wake sleeping workers by; empty: tell nobody
 WITH now AS MATERIALIZED (
     SELECT clock_timestamp() AS at
 ), new AS (
@@ -14,4 +15,10 @@ WITH now AS MATERIALIZED (
     INSERT INTO dhara.counters (n, queue, event, from_state, to_state)
     SELECT c.n, c.queue, 'ENQUEUED', NULL, 'PENDING' FROM unnest($7::bigint[], $8::text[]) AS c (n, queue)
 )
-SELECT at FROM now
+SELECT at,
+       -- A commit that notifies waits for every other one that does. So only who sleeps is told, and under load nobody does: each
+       -- worker that sleeps holds the lock that is tried here.
+       CASE WHEN $9::text <> '' AND NOT CASE WHEN pg_try_advisory_lock(hashtextextended($9, 0))
+                                             THEN pg_advisory_unlock(hashtextextended($9, 0)) ELSE false END
+            THEN (SELECT count(pg_notify($9, q.queue)) FROM unnest($8::text[]) AS q (queue)) END AS told
+FROM now
