@@ -61,6 +61,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     rate_limit: float = 0.0
     queue_limit: int = 0
     masked_fields: tuple[str, ...] = ()
+    trace_url: str = ""
 
 
 class Setting(Struct, frozen=True):
@@ -174,6 +175,13 @@ def _paths(value: Any) -> tuple[str, ...]:
     return texts
 
 
+def trace_address(value: Any) -> str:
+    """The template of a trace's address, `https://traces.example/{trace_id}`."""
+    if isinstance(value, str) and re.fullmatch(r"https?://[!-~]*\{trace_id\}[!-~]*", value):
+        return value
+    raise ValueError("an address with {trace_id}, such as https://traces.example/trace/{trace_id}")
+
+
 TABLE: tuple[Setting, ...] = (
     Setting("database_url", _text, "the database: postgresql://user:password@host:5432/database"),
     Setting("schema", _schema, "the PostgreSQL schema that holds dhara's tables"),
@@ -217,6 +225,11 @@ TABLE: tuple[Setting, ...] = (
         "PENDING tasks above which HTTP enqueues get 429, where a queue has no limit of its own; 0: none",
     ),
     Setting("masked_fields", _paths, "fields of payloads and results that HTTP never shows: card.number, *.password"),
+    Setting(
+        "trace_url",
+        trace_address,
+        "where a task's trace is shown, for the dashboard: https://traces.example/{trace_id}",
+    ),
 )
 BY_NAME = {setting.name: setting for setting in TABLE}
 # Variables of this prefix that are no settings of a process: they steer the tools around it.

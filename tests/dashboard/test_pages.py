@@ -12,7 +12,9 @@ import pytest
 
 from dhara.dashboard import app
 from dhara.domain.lifecycle import State
+from dhara.domain.schedule import Spec
 from dhara.store.pool import DatabaseSettings, Pool
+from dhara.store.schedules import Schedules
 from dhara.store.stats import Stats
 from dhara.store.tasks import Tasks
 from tests.dashboard.conftest import Wakes, browser, send
@@ -120,7 +122,33 @@ async def test_overview_tells_what_needs_attention(pool: Pool, visitor: httpx.As
     assert "No worker is alive" in page and "waits for 16 m" in page
     await make_worker(pool, types=["t"])
     await asyncio.sleep(1.05)  # figures are kept for a second
-    assert "no live worker knows unknown" in (await visitor.get("/")).text
+    assert await Schedules(pool).create(Spec(name="n", type="t", every=60.0), "ada") is not None
+    await pool.execute("UPDATE dhara.schedules SET next_at = next_at - interval '1 hour'")
+    page = (await visitor.get("/")).text
+    assert "no live worker knows unknown" in page and "Schedule n should have fired" in page
+
+
+async def test_a_task_s_trace_is_a_link_where_traces_are_shown(pool: Pool) -> None:
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    task = await make_task(pool, traceparent=f"00-{trace}-b7ad6b7169203331-01")
+    for template, shown in (
+        ("", f'"mono">{trace}'),
+        ("https://t.example/{trace_id}", f'href="https://t.example/{trace}"'),
+    ):
+        async with browser(app(pool, trace_url=template)) as client:
+            assert shown in (await client.get(f"/tasks/{task.id}")).text
+    with pytest.raises(ValueError, match="trace_id"):
+        app(pool, trace_url="javascript:alert({trace_id})")
+
+
+async def test_types_stand_above_the_list_with_their_figures(pool: Pool, visitor: httpx.AsyncClient) -> None:
+    for type in ("mail.send", "mail.send", "report"):
+        await make_task(pool, "DEAD", type=type, queue="q")
+    for path in ("/tasks?status=DEAD", "/dead-letters", "/tasks"):
+        page = (await visitor.get(path)).text
+        assert 'mail.send <span class="n">2</span>' in page and ">q (3)</option>" in page
+    page = (await visitor.get("/tasks?type=mail.send")).text
+    assert 'report <span class="n">1</span>' in page and ">q (2)</option>" in page
 
 
 async def test_mounted_under_a_prefix_every_link_stays_there(pool: Pool, dsn: str) -> None:

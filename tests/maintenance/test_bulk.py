@@ -14,7 +14,7 @@ from dhara.maintenance import bulk
 from dhara.maintenance.bulk import Bulk, base
 from dhara.store.audit import Audit
 from dhara.store.operations import Operation, Operations
-from dhara.store.pool import DatabaseSettings, Pool
+from dhara.store.pool import Pool
 from dhara.store.search import Filter, Search
 from dhara.store.stats import Stats, by_status
 from dhara.store.tasks import Tasks
@@ -125,14 +125,12 @@ async def test_a_taken_unique_key_is_skipped(pool: Pool, driver: Bulk, operation
     assert await states(pool, [first, second, other]) == ["PENDING", "DEAD", "DEAD"]
 
 
-async def test_one_that_is_blocked_is_put_off_and_stops_no_other(dsn: str, pool: Pool, operations: Operations) -> None:
+async def test_one_that_is_blocked_is_put_off_and_stops_no_other(pool: Pool, operations: Operations) -> None:
     (held,), (free,) = await dead(pool, 1, type="a"), await dead(pool, 1, type="b")
     first, second = await begin(pool, "retry", type="a"), await begin(pool, "retry", type="b")
-    async with Pool(DatabaseSettings(dsn=dsn, pool_max=1)) as impatient:
-        await impatient.execute("SET lock_timeout = '50ms'")
-        async with pool.acquire() as other, other.transaction():
-            await other.execute("SELECT FROM dhara.tasks WHERE id = $1 FOR UPDATE", held)
-            await Bulk(impatient).drive(60)
+    async with pool.acquire() as other, other.transaction():
+        await other.execute("SELECT FROM dhara.tasks WHERE id = $1 FOR UPDATE", held)
+        await Bulk(pool).drive(60)
     assert await states(pool, [held, free]) == ["DEAD", "PENDING"]
     blocked, through = await operations.get(first.id), await operations.get(second.id)
     assert (blocked.state, blocked.done, through.state) == ("running", 0, "done")

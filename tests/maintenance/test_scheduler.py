@@ -25,7 +25,7 @@ from dhara.store.pool import DatabaseSettings, Pool
 from dhara.store.schedules import Schedules
 from dhara.store.tasks import Tasks
 from dhara.store.workers import Workers
-from tests.factories import claim, settlement
+from tests.factories import claim, make_task, settlement
 from tests.waiting import eventually
 
 
@@ -208,6 +208,42 @@ async def test_what_cannot_be_fired_is_paused_and_says_why(pool: Pool, schedules
     await Scheduler(pool).tick()
     assert "Mars/Olympus" in ((await schedules.get("s")).paused_by or "")
     assert await enqueued(pool) == 0
+
+
+async def test_one_that_is_blocked_keeps_no_other_from_its_turn(pool: Pool) -> None:
+    """Nor bulk operations: whatever stops schedules is said, and the round goes on."""
+    await make(pool, "blocked", late=2)
+    await make(pool, "free", late=1)
+    first = await pool.fetchval("SELECT next_at FROM dhara.schedules WHERE name = 'blocked'")
+    async with pool.acquire() as other, other.transaction():
+        # Somebody is just about to fire it, and does not come to an end.
+        await Schedules(other).note("blocked", first, "enqueued")
+        await Scheduler(pool).tick()
+        assert await pool.fetchval("SELECT array_agg(schedule) FROM dhara.schedule_fires") == ["free"]
+    await Scheduler(pool).tick()
+    assert {fire.outcome for fire in await Schedules(pool).fires("blocked")} == {"enqueued"}
+
+
+async def test_troubled_schedules(pool: Pool, schedules: Schedules) -> None:
+    for name, late in (
+        ("fine", None),
+        ("overdue", 90),
+        ("just now", 30),
+        ("missed", 90),
+        ("paused", None),
+        ("broken", 10),
+    ):
+        await make(pool, name.replace(" ", "-"), late=late)
+    await make(pool, "failed")
+    dead = await make_task(pool, "DEAD")
+    await pool.execute("UPDATE dhara.schedules SET last_task = $1 WHERE name = 'failed'", dead.id)
+    for name, by in (("missed", "ben"), ("paused", "ben"), ("broken", "dhara: no such zone")):
+        await schedules.pause(name, by)
+    found = await schedules.troubled()
+    assert [(one.name, one.trouble) for one in found] == [
+        (name, name) for name in ("broken", "overdue", "failed", "missed")
+    ]
+    assert found[2].last_task == dead.id
 
 
 async def test_jitter_puts_the_task_off(pool: Pool, schedules: Schedules) -> None:

@@ -95,6 +95,7 @@ USES: dict[str, set[str]] = {
     "tasks/revive": API,
     "tasks/settle": WORKER,
     "tasks/settled": API | WORKER | MAINTENANCE | READER,
+    "waits/briefly": API | WORKER | MAINTENANCE | READER,
     "workers/ask_drain": API,
     "workers/beat": WORKER,
     "workers/chore": API | MAINTENANCE,

@@ -154,3 +154,41 @@ async def test_what_is_estimated_says_so(search: Search, db: Connection, monkeyp
     assert (await search.count(Filter(type="even"))) == (4, True), "half of the four newest of eight"
     assert (await search.count(Filter(status=(State.COMPLETED,), queue="mail"))) == (8, True), "by the flows"
     assert (await search.count(Filter(queue="nowhere"))) == (0, True)
+
+
+async def test_what_is_done_is_found_behind_a_backlog(
+    search: Search, db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long that is: who was never claimed has no history. And behind others, while there is time."""
+    monkeypatch.setattr(search_module, "WALK", 2)
+    done = await make_task(db, "COMPLETED")
+    for _ in range(5):
+        await make_task(db)
+    wanted = Filter(status=(State.COMPLETED,), type="t")
+    for seconds in (60.0, 0.0):
+        monkeypatch.setattr(search_module, "WALKING", seconds)
+        page = await search.page(wanted, limit=2)
+        # Without time it is the next page that finds it.
+        assert [task.id for task in page.tasks] == ([done.id] if seconds else []), seconds
+        assert (page.next is None) is bool(seconds)
+    assert await followed(search, wanted) == [done.id]
+    monkeypatch.setattr(search_module, "WALKING", 60.0)
+    for _ in range(5):
+        await make_task(db, "DEAD")
+    page = await search.page(wanted, limit=2)
+    assert ([task.id for task in page.tasks], page.next) == ([done.id], None)
+
+
+async def test_facets(search: Search, db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    await a_few(db)
+    found = await search.facets(Filter())
+    assert (found.types, found.queues, found.newest) == ({"t": 5, "email.send": 2}, {"default": 5, "mail": 2}, None)
+    found = await search.facets(Filter(type="email.send"))
+    assert (found.types, found.queues) == ({"t": 5, "email.send": 2}, {"default": 1, "mail": 1})
+    found = await search.facets(Filter(status=(State.DEAD,), queue="default"))
+    assert (found.types, found.queues, found.newest) == ({}, {"mail": 1}, None)
+    monkeypatch.setattr(search_module, "FACETED", 3)
+    found = await search.facets(Filter())
+    assert (sum(found.types.values()), found.newest) == (3, 3)
+    found = await search.facets(Filter(status=(State.COMPLETED,)))
+    assert (found.types, found.newest) == ({"t": 1}, 3), "it is one of the three newest that have a history"

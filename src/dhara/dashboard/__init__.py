@@ -15,7 +15,7 @@ from dhara.dashboard.sessions import SignedIn
 from dhara.dashboard.site import Site
 from dhara.domain.access import Principal
 from dhara.domain.masking import Mask
-from dhara.settings import Settings
+from dhara.settings import Settings, trace_address
 from dhara.store import keys as stored
 from dhara.store.pool import DatabaseSettings, Pool
 from dhara.store.sessions import Sessions
@@ -27,19 +27,22 @@ __all__ = ["Authorize", "Principal", "Site", "app", "site"]
 def site(pool: Pool, keys: Keys, notifier: Notifier | None, version: str, settings: Settings) -> Site:
     """The dashboard as the server serves it, beside its API."""
     return Site(
-        desk_on(pool, notifier, settings.stale_after, Mask(settings.masked_fields)),
+        desk_on(pool, notifier, settings.stale_after, Mask(settings.masked_fields), settings.trace_url),
         Door(keys, SignedIn(Sessions(pool, pool.settings.schema))),
         version=version,
         api=True,
     )
 
 
-def app(database: str | Pool, *, schema: str = "dhara", authorize: Authorize | None = None) -> Site:
+def app(
+    database: str | Pool, *, schema: str = "dhara", authorize: Authorize | None = None, trace_url: str = ""
+) -> Site:
     """The dashboard for your own application: `Mount("/dhara", dhara.dashboard.app(dsn, authorize=...))`.
 
     `database` is a DSN (the pool opens with the first page; `await site.aclose()` closes it) or your own open pool.
     `authorize` takes the request and answers who it is (`Principal(name, scopes)`) or None for nobody. Without it people
     sign in with an API key of the database; while there is none, nobody but this machine's own browser may enter.
+    `trace_url`: where traces are shown, `https://traces.example/{trace_id}`.
     """
     own = None if isinstance(database, Pool) else Pool(DatabaseSettings(dsn=database, schema=schema), "dashboard")
     pool = own or database
@@ -47,4 +50,9 @@ def app(database: str | Pool, *, schema: str = "dhara", authorize: Authorize | N
     name = pool.settings.schema
     keys, sessions = StoredKeys(stored.Keys(pool, name)), SignedIn(Sessions(pool, name))
     door = Door(keys, sessions, authorize=authorize, loopback_only=True)
-    return Site(desk_on(pool, Notifier(pool, name)), door, version=metadata.version("dhara"), own=own)
+    return Site(
+        desk_on(pool, Notifier(pool, name), trace_url=trace_url and trace_address(trace_url)),
+        door,
+        version=metadata.version("dhara"),
+        own=own,
+    )

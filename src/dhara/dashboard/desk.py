@@ -40,12 +40,15 @@ class Desk(Struct, frozen=True, kw_only=True):
     notifier: Wakes | None
     stale_after: float
     mask: Mask
+    trace_url: str
     keys: Keys
 
 
-def desk_on(pool: Pool, notifier: Wakes | None, stale_after: float = 30.0, mask: Mask = NO_MASK) -> Desk:
+def desk_on(
+    pool: Pool, notifier: Wakes | None, stale_after: float = 30.0, mask: Mask = NO_MASK, trace_url: str = ""
+) -> Desk:
     """A desk on a pool, which may be opened later. `stale_after`: seconds without a beat that make a worker lost;
-    `mask`: fields that nobody sees."""
+    `mask`: fields that nobody sees; `trace_url`: where traces are shown, with `{trace_id}`."""
     schema = pool.settings.schema
     return Desk(
         pool=pool,
@@ -63,5 +66,6 @@ def desk_on(pool: Pool, notifier: Wakes | None, stale_after: float = 30.0, mask:
         notifier=notifier,
         stale_after=stale_after,
         mask=mask,
+        trace_url=trace_url,
         keys=Keys(pool, schema),
     )

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from dhara.dashboard.pulse import Rates, Snapshot
 from dhara.dashboard.visit import Visit, link
-from dhara.dashboard.words import count, duration
+from dhara.dashboard.words import count, duration, relative
 from dhara.store.queues import Queue
 from dhara.store.stats import Sample
 
@@ -145,6 +145,7 @@ def attention(snapshot: Snapshot, queues: list[Queue]) -> Iterator[Notice]:
             "start a worker whose registry has this type",
             link("/tasks", {"type": found.type, "queue": found.queue, "due": "ready"}),
         )
+    yield from troubled(snapshot)
     for queue in queues:
         if queue.paused_at is not None and queue.ready:
             yield Notice(
@@ -160,3 +161,24 @@ def attention(snapshot: Snapshot, queues: list[Queue]) -> Iterator[Notice]:
                 "more slots, or find what holds them",
                 link("/tasks", {"queue": queue.name, "due": "ready"}),
             )
+
+
+def troubled(snapshot: Snapshot) -> Iterator[Notice]:
+    """Schedules that have stopped, or whose work fails."""
+    now = snapshot.now()
+    for one in snapshot.schedules:
+        path, ago = f"/schedules/{one.name}", relative(one.since, now)
+        match one.trouble:
+            case "broken":
+                why = (one.paused_by or "").removeprefix("dhara: ")
+                yield Notice("bad", f"Schedule {one.name} could not be fired, and is paused", why, path)
+            case "overdue":
+                hint = "no server or worker fires schedules, or they fall behind: see Workers, and their logs"
+                yield Notice("bad", f"Schedule {one.name} should have fired {ago}", hint, path)
+            case "failed":
+                hint = "open the task to see why, and retry it"
+                text = f"The last task of schedule {one.name} died {ago}"
+                yield Notice("warn", text, hint, f"/tasks/{one.last_task}")
+            case _:
+                hint = f"paused by {one.paused_by or 'somebody'}; resume it there if that was not meant"
+                yield Notice("warn", f"Schedule {one.name} is paused, and has not fired since {ago}", hint, path)

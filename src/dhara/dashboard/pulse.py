@@ -17,6 +17,7 @@ from msgspec import Struct
 from dhara.domain.lifecycle import State
 from dhara.store.pool import Pool
 from dhara.store.queues import Queue, Queues
+from dhara.store.schedules import Schedules, Trouble
 from dhara.store.shared import Shared
 from dhara.store.stats import Fleet, Flow, Past, Sample, Stats, Unroutable, by_status, totals
 
@@ -56,6 +57,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     unroutable: list[Unroutable]
     rates: Rates | None
     samples: list[Sample]
+    schedules: list[Trouble]
 
     def now(self) -> datetime:
         """The database's time by now."""
@@ -88,6 +90,7 @@ class Pulse:
             ready, delayed = await stats.ready(READY_CAP)
             queues = await Queues(connection, self._schema).list()
             fleet, unroutable = await stats.fleet(), await stats.unroutable()
+            schedules = await Schedules(connection, self._schema).troubled()
             samples = await stats.samples("*", HISTORY_MINUTES)
             if not self._seen:
                 self._remember(clock.now, samples, await stats.recent())
@@ -105,6 +108,7 @@ class Pulse:
             unroutable=unroutable,
             rates=self._rates(sums, queues),
             samples=samples,
+            schedules=schedules,
         )
 
     def _remember(self, now: datetime, samples: Sequence[Sample], recent: Mapping[str, Past]) -> None:

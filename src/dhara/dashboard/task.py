@@ -6,6 +6,7 @@ import json
 import shlex
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID
 
 import msgspec
@@ -79,7 +80,15 @@ async def show(visit: Visit) -> Response:
         curl=as_curl(task, visit),
         python=as_python(task),
         path=f"/tasks/{task.id}",
+        trace=trace_of(task, desk.trace_url),
     )
+
+
+def trace_of(task: Task, template: str) -> tuple[str, str]:
+    """The id of the task's trace, and where it is shown; empty for what there is not."""
+    parts = (task.traceparent or "").split("-")
+    id = parts[1] if len(parts) > 1 else ""
+    return id, template.replace("{trace_id}", quote(id, safe="")) if id else ""
 
 
 def hidden(task: Task, visit: Visit) -> Task:

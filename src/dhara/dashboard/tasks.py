@@ -13,10 +13,12 @@ from dhara.dashboard.visit import Visit
 from dhara.domain import limits
 from dhara.domain.lifecycle import State
 from dhara.domain.validate import text_problem
-from dhara.store.search import Filter
+from dhara.store.search import Facets, Filter
 
 PAGE = 50
 SEARCH_LENGTH = 200
+# As many types as stand above a list with their figures.
+TYPES = 8
 
 
 class Wanted(Struct, frozen=True):
@@ -38,20 +40,24 @@ async def listing(visit: Visit, path: str, states: tuple[State, ...] = ()) -> Re
         asked = Wanted(msgspec.structs.replace(asked.filter, status=states), asked.problems)
     after, problem = _after(visit.one("after"))
     problems = [*asked.problems, *([problem] if problem else [])]
-    page = None if problems else await visit.desk.search.page(limited(visit, asked.filter), limit=PAGE, after=after)
+    within = limited(visit, asked.filter)
+    page = None if problems else await visit.desk.search.page(within, limit=PAGE, after=after)
+    facets = Facets({}, {}, None) if problems else await visit.desk.search.facets(within)
     workers = [] if visit.limited else await visit.desk.workers.recent(0)
     return visit.page(
         "tasks.html" if path == "/tasks" else "dead.html",
         now=snapshot.now(),
         snapshot=snapshot,
         page=page,
+        facets=facets,
+        most_types=TYPES,
         problems=problems,
         query=query_of(asked.filter),
         asked=asked.filter,
         states=list(State),
         first=after is None,
         list_path=path,
-        types=sorted({type for worker in workers for type in worker.types} | _shown_types(page)),
+        types=sorted({type for worker in workers for type in worker.types} | set(facets.types) | _shown_types(page)),
         queues=[queue.name for queue in snapshot.queues if visit.sees(queue.name)],
     )
 

@@ -20,7 +20,7 @@ import msgspec
 from dhara.domain.canary import Verdict, judge, next_size
 from dhara.domain.lifecycle import State
 from dhara.store.operations import Changed, Operation, Operations
-from dhara.store.pool import Pool, is_transient
+from dhara.store.pool import Pool, is_transient, wait_briefly
 from dhara.store.search import Filter, Search
 
 log = logging.getLogger(__name__)
@@ -82,6 +82,7 @@ class Bulk:
         """One batch of one operation. False: it is not due, has ended, or somebody else is at it."""
         try:
             async with self._pool.acquire() as connection, connection.transaction():
+                await wait_briefly(connection, self._schema)
                 operations = Operations(connection, self._schema)
                 operation = await operations.hold(id)
                 if operation is None:

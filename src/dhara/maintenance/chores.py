@@ -7,6 +7,7 @@ that was made meanwhile is heard of within a round; this process may hint at tho
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from contextlib import suppress
 
@@ -14,6 +15,8 @@ from dhara.maintenance.bulk import Bulk
 from dhara.maintenance.scheduler import Scheduler
 from dhara.service import Every
 from dhara.store.workers import Workers
+
+log = logging.getLogger(__name__)
 
 # Before the next try where something stays due: others are at it, or it takes longer than a turn.
 _AGAIN = 1.0
@@ -53,14 +56,20 @@ class Chores(Every):
             return
         self._due = time.monotonic() + _AGAIN  # should this fail
         # Schedules first: they are due on the second, and a bulk operation may wait long for a lock.
-        if (soon := await self._scheduler.tick(_AGAIN)) is not None:
-            await asyncio.sleep(soon)
-            await self._scheduler.tick()
+        try:
+            await self._fire()
+        except Exception as error:
+            log.warning("schedules could not be fired, trying again: %s", error)
         await self._bulk.drive()
         self._news.clear()
         following = await self._workers.next_chore()
         if not self._news.is_set():
             self._expect(_AGAIN if following is not None and following <= 0 else following)
+
+    async def _fire(self) -> None:
+        if (soon := await self._scheduler.tick(_AGAIN)) is not None:
+            await asyncio.sleep(soon)
+            await self._scheduler.tick()
 
     async def rest(self) -> None:
         """Until the next is due, or another is heard of."""

@@ -17,7 +17,7 @@ from dhara.domain.task import NewTask
 from dhara.errors import IdempotencyConflict, NotFound
 from dhara.maintenance.bulk import Wakes
 from dhara.store.audit import Audit
-from dhara.store.pool import Pool, is_transient
+from dhara.store.pool import AWAY, Pool, is_transient, wait_briefly
 from dhara.store.schedules import Schedule, Schedules
 from dhara.store.search import Filter, Search
 from dhara.store.tasks import Tasks
@@ -34,11 +34,19 @@ class Scheduler:
         self._notifier = notifier
 
     async def tick(self, within: float = 0.0) -> float | None:
-        """Fire whatever is due; answers in how many seconds the next is, if that is `within` so many."""
+        """Fire whatever is due; answers in how many seconds the next is, if that is `within` so many.
+
+        One that cannot be fired now, since a row or a key is locked, say, keeps no other from its turn.
+        """
         for coming in await Schedules(self._pool, self._schema).due(within):
             if coming.due_in > 0:
                 return coming.due_in
-            await self._fire(coming.name, coming.next_at)
+            try:
+                await self._fire(coming.name, coming.next_at)
+            except Exception as error:
+                if isinstance(error, AWAY):
+                    raise
+                log.warning("schedule %s could not be fired, trying again: %s", coming.name, error)
         return None
 
     async def run_now(self, name: str, by: str) -> UUID:
@@ -55,6 +63,7 @@ class Scheduler:
     async def _fire(self, name: str, expected: datetime) -> None:
         try:
             async with self._pool.acquire() as connection, connection.transaction():
+                await wait_briefly(connection, self._schema)
                 held = await Schedules(connection, self._schema).hold(name, expected)
                 if held is None:
                     return

@@ -20,6 +20,7 @@ from msgspec import Struct
 from dhara.errors import ConfigError, Unavailable
 from dhara.service import within
 from dhara.settings import Settings
+from dhara.store.sql import load
 from dhara.telemetry.redact import redact
 
 # What a lost, refused or restarting database looks like from here; each is worth trying again.
@@ -39,6 +40,16 @@ TRANSIENT = (
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.CannotConnectNowError,
     asyncpg.InternalClientError,
+)
+
+
+# Of these, what any other statement would meet as well.
+AWAY = (
+    OSError,
+    EOFError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.CannotConnectNowError,
 )
 
 
@@ -343,3 +354,8 @@ def affected(status: str) -> int:
 def spread(rows: Sequence[Any], *fields: str) -> list[list[Any]]:
     """The columns of `rows`, one list a field: what `unnest` takes."""
     return [[getattr(row, field) for row in rows] for field in fields]
+
+
+async def wait_briefly(connection: Executor, schema: str) -> None:
+    """In this connection's transaction, wait a second for a lock and no longer."""
+    await connection.fetchval(load("waits/briefly", schema))

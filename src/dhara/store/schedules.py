@@ -43,6 +43,18 @@ class Coming(Struct, frozen=True):
     due_in: float
 
 
+class Trouble(Struct, frozen=True, kw_only=True):
+    """A schedule that does not do what it should. `trouble`: `broken` (dhara has paused it, `paused_by` says why), `overdue`
+    (nobody fires it), `failed` (its last task is DEAD), `missed` (paused, and a fire time has passed)."""
+
+    name: str
+    queue: str
+    trouble: str
+    since: datetime
+    paused_by: str | None
+    last_task: UUID | None
+
+
 class Fire(Struct, frozen=True, kw_only=True):
     """A fire time that has been dealt with. `outcome`: enqueued, overlap, missed or by_hand; `status`: its task's, if that
     is still there."""
@@ -130,6 +142,10 @@ class Schedules:
         """Forget it; its tasks stay. Raises `NotFound`."""
         if await self.db.fetchrow(self._sql("delete"), name, by) is None:
             raise NotFound(f"there is no schedule {name!r}")
+
+    async def troubled(self, late: float = 60.0, most: int = 10) -> list[Trouble]:
+        """Those that need somebody's look, the worst first; `late`: seconds that a fire may be overdue."""
+        return [Trouble(**row) for row in await self.db.fetch(self._sql("troubled"), late, most)]
 
     # fires
 

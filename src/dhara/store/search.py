@@ -3,8 +3,9 @@
 Only fixed fragments are composed; every value is a parameter. What a page costs does not depend on the number of tasks:
 
     few       matches are PENDING, RUNNING or DEAD, and the partial index of those states holds few: those are read, all of them
-    walk      else the newest WALK tasks below the cursor are looked at, no more; a page that comes back short goes on where
-              the walk ended, by its `next`
+    walk      else the newest WALK tasks below the cursor are looked at; a page that comes back short looks at as many again
+              while WALKING seconds last, and then goes on where the walk ended, by its `next`
+    skip      where no match can be PENDING, a backlog that was never claimed is stepped over: it has no history
     jump      with `created_before` the walk begins, and with `created_after` it ends, by the times that ids bear
 
 No index serves type, queue or tags of final tasks: each would have to be kept with every claim and settlement.
@@ -13,12 +14,15 @@ No index serves type, queue or tags of final tasks: each would have to be kept w
 from __future__ import annotations
 
 import re
+import time
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from dhara.domain.ids import least_id
 from dhara.domain.lifecycle import State
@@ -32,10 +36,15 @@ FEW = 10_000
 WALK = 25_000
 # Looking for a text costs several times as much a task.
 WALK_TEXT = 10_000
+# How many tasks are looked at for the figures of facets.
+FACETED = 5_000
+# Seconds that a page whose walk was in vain goes on looking.
+WALKING = 0.25
 # How far the clock of an enqueuer, which the id tells, may differ from the database's.
 SLACK = timedelta(minutes=5)
 _INDEXED = (State.PENDING, State.RUNNING, State.DEAD)
 _LAST = UUID(int=2**128 - 1)
+_NOBODY = UUID(int=0)
 _ID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
 
 
@@ -70,6 +79,14 @@ class Page(Struct, frozen=True):
     total: int
     total_is_estimate: bool
     next: UUID | None
+
+
+class Facets(Struct, frozen=True):
+    """Matches by type and by queue, the most first; among the `newest` so many tasks only, None: among all."""
+
+    types: dict[str, int]
+    queues: dict[str, int]
+    newest: int | None
 
 
 class _Where:
@@ -151,12 +168,42 @@ class Search:
         top = await self._top(wanted)
         total, estimated = await self._count(wanted, few, top)
         start = top if after is None else min(top, after)
+        bounded = not few and wanted != Filter()
         rows = await self._below(wanted, few, start, limit + 1, offset)
+        end = await self._end(wanted, start) if bounded and len(rows) <= limit else None
+        until = time.monotonic() + WALKING
+        # A short page, and more to look at: on, for a while. With an offset it stays what one walk gives.
+        while end is not None and len(rows) <= limit and not offset and time.monotonic() < until:
+            beyond = await self._skip(wanted, end)
+            if beyond is None:
+                end = None
+                break
+            rows += await self._below(wanted, few, beyond, limit + 1 - len(rows), 0)
+            end = await self._end(wanted, beyond)
         if len(rows) > limit:
-            end: UUID | None = rows[limit - 1].id
-        else:
-            end = None if few or wanted == Filter() else await self._end(wanted, start)
+            end = rows[limit - 1].id
         return Page(rows[:limit], max(total, len(rows[:limit])), estimated, end)
+
+    async def facets(self, wanted: Filter) -> Facets:
+        """How many tasks match by type, whatever type `wanted` says, and by queue, whatever queue it says."""
+        free = replace(wanted, type=None, queue=None)
+        few = await self._are_few(free)
+        where = _Where()
+        if few:
+            source = _held(free, where)
+        else:
+            start = await self._skip(free, await self._top(free))
+            source = _walk(free, where, start or _NOBODY)
+        query = f"""SELECT type, queue, count(*) FILTER (WHERE {_where(free, where).text()}), count(*)
+            FROM (SELECT * FROM ({source}) AS walked {"" if few else f"LIMIT {FACETED}"}) AS seen GROUP BY type, queue"""
+        rows = await self._fetch(query, where)
+        types: Counter[str] = Counter()
+        queues: Counter[str] = Counter()
+        for type, queue, n, _ in rows:
+            types[type] += n if wanted.queue in (None, queue) else 0
+            queues[queue] += n if wanted.type in (None, type) else 0
+        whole = few or sum(row[3] for row in rows) < FACETED
+        return Facets(_most(types), _most(queues), None if whole else FACETED)
 
     async def count(self, wanted: Filter) -> tuple[int, bool]:
         """How many match; True if that is an estimate."""
@@ -205,6 +252,16 @@ class Search:
         if wanted.created_before is None or await self._end(wanted, _LAST) is None:
             return _LAST
         return _id_at(wanted.created_before + SLACK)
+
+    async def _skip(self, wanted: Filter, start: UUID) -> UUID | None:
+        """Where a walk from `start` may begin as well: whoever is PENDING no more has a history, which a backlog that nobody
+        has claimed yet lacks, however long it is. None: there is nothing more."""
+        states = _states(wanted)
+        if not states or State.PENDING in states:
+            return start
+        query = "SELECT task_id FROM dhara.task_history WHERE task_id < $1 ORDER BY task_id DESC LIMIT 1"
+        found = await self.db.fetchval(qualify(query, self.schema), start)
+        return None if found is None else UUID(int=found.int + 1)
 
     async def _below(self, wanted: Filter, few: bool, start: UUID, most: int, offset: int) -> list[Task]:
         """Matches below the id `start`: among the few, or among those that one walk looks at."""
@@ -289,6 +346,10 @@ def _walk(f: Filter, where: _Where, start: UUID, columns: str = "*") -> str:
     dead = " AND status = 'DEAD'" if _states(f) == (State.DEAD,) else ""
     most = "" if f == Filter() else f" LIMIT {_length(f)}"
     return f"SELECT {columns} FROM dhara.tasks WHERE id < {where.value(start)}{dead} ORDER BY id DESC{most}"
+
+
+def _most(counts: Counter[str]) -> dict[str, int]:
+    return {name: n for name, n in counts.most_common() if n}
 
 
 def _length(f: Filter) -> int:
