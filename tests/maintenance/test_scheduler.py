@@ -25,6 +25,7 @@ from dhara.store.pool import DatabaseSettings, Pool
 from dhara.store.schedules import Schedules
 from dhara.store.tasks import Tasks
 from dhara.store.workers import Workers
+from fuzz import fires
 from tests.factories import claim, make_task, settlement
 from tests.waiting import eventually
 
@@ -89,6 +90,14 @@ async def test_a_thousand_fires_with_rival_schedulers(dsn: str, pool: Pool) -> N
     assert (len(rows), {(row[0], row[1]) for row in rows}) == (1_000, wanted)
     ids = {row[0] for row in await pool.fetch("SELECT id FROM dhara.tasks")}
     assert ids == {row[2] for row in rows} == {fire_id(*one) for one in wanted}
+
+
+@pytest.mark.slow
+async def test_the_firer_is_killed_and_stopped_as_it_fires(dsn: str) -> None:
+    """F49, a taste of `python -m fuzz.fires`: real processes, and real seconds."""
+    verdict = await fires.run(dsn, 12, schedules=6, processes=2)
+    assert verdict.fires >= 12 and verdict.faults, verdict
+    assert (verdict.missing, verdict.twice, verdict.strange) == (0, 0, 0), verdict
 
 
 async def test_a_stale_reader_fires_nothing(pool: Pool, schedules: Schedules) -> None:

@@ -19,6 +19,8 @@ from dhara.store.stats import Sample
 # Ready tasks that have waited for so long deserve a look.
 WAITING_SECONDS = 300.0
 MOST_STRIPS = 50
+# As many running tasks and causes of failures as the page shows.
+MOST_SHOWN = 5
 MOST_BARE = 2
 
 
@@ -46,8 +48,11 @@ async def show(visit: Visit) -> Response:
         return visit.back("/queues")
     snapshot = await visit.desk.pulse.snapshot()
     queues = [queue for queue in snapshot.queues if visit.sees(queue.name)]
+    workers = await visit.desk.workers.recent(0)
     return visit.page(
         "overview.html",
+        running=await visit.desk.workers.running([worker.id for worker in workers], MOST_SHOWN),
+        failures=(await visit.desk.pulse.failures())[:MOST_SHOWN],
         now=snapshot.now(),
         snapshot=snapshot,
         notices=list(attention(snapshot, queues)),

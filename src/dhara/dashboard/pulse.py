@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from msgspec import Struct
 
 from dhara.domain.lifecycle import State
+from dhara.store.failures import Failures, Group
 from dhara.store.pool import Pool
 from dhara.store.queues import Queue, Queues
 from dhara.store.schedules import Schedules, Trouble
@@ -22,6 +23,9 @@ from dhara.store.shared import Shared
 from dhara.store.stats import Fleet, Flow, Past, Sample, Stats, Unroutable, by_status, totals
 
 KEEP = 1.0
+# Failures by cause take longer to count, and change more slowly.
+KEEP_GROUPS = 5.0
+MOST_COUNTED = 1_000
 PATIENCE = 5.0
 READY_CAP = 10_000
 WINDOW = 60.0
@@ -72,6 +76,7 @@ class Pulse:
         self._schema = schema
         self._clock = clock
         self._shared = Shared(self._take, KEEP)
+        self._failures = Shared(self._groups, KEEP_GROUPS)
         self._seen: deque[tuple[float, dict[str, int], dict[str, tuple[int, int]]]] = deque(maxlen=_SAMPLES)
 
     async def snapshot(self) -> Snapshot:
@@ -81,6 +86,15 @@ class Pulse:
     def forget(self) -> None:
         """Something has been changed: the next look is a new one."""
         self._shared = Shared(self._take, KEEP)
+        self._failures = Shared(self._groups, KEEP_GROUPS)
+
+    async def failures(self) -> list[Group]:
+        """Groups of failures that are not muted, those seen last first; counts stop at `MOST_COUNTED`."""
+        return await self._failures.get(PATIENCE)
+
+    async def _groups(self) -> list[Group]:
+        found = await Failures(self._pool, self._schema).groups(cap=MOST_COUNTED)
+        return [group for group in found if group.muted_at is None]
 
     async def _take(self) -> Snapshot:
         async with self._pool.acquire() as connection:

@@ -41,7 +41,7 @@ class Maintenance:
 
     def __init__(self, db: Pool, settings: MaintenanceSettings, notifier: Wakes | None = None) -> None:
         self._settings = settings
-        self._id = IdSource().new()
+        self.id = IdSource().new()
         self._tasks = Tasks(db, settings.schema)
         self._workers = Workers(db, settings.schema)
         self._stats = Stats(db, settings.schema)
@@ -68,7 +68,7 @@ class Maintenance:
         """One round, if this process leads."""
         lease = 3 * self._settings.reaper_interval
         before = time.monotonic()
-        duty = await self._workers.lead(_ROLE, self._id, lease)
+        duty = await self._workers.lead(_ROLE, self.id, lease)
         if duty is None:
             self._chores.follow()
             return

@@ -14,6 +14,12 @@
   };
   const faint = (name) => colour(name).replace(/^rgb\(([^)]+)\)$/, "rgba($1, 0.14)");
 
+  // The hours of the day in the reader's own zone; a chart spans an hour.
+  const MINUTES = [1, 2, 5, 10, 15, 30, 60, 120].map((n) => n * 60);
+  const clock = (at) => new Date(at * 1000).toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" });
+  // While no minute is pointed at, the legend tells of the last.
+  const latest = (plot) => plot.setLegend({ idx: plot.data[0].length - 1 }, false);
+
   function options(chart, width) {
     const axis = { stroke: colour("muted"), grid: { stroke: colour("line"), width: 1 }, ticks: { show: false }, font: "11px system-ui" };
     return {
@@ -22,10 +28,11 @@
       padding: [8, 6, 0, 0],
       cursor: { points: { size: 6 }, drag: { x: false, y: false } },
       legend: { show: true, live: true },
+      hooks: { setCursor: [(plot) => plot.cursor.idx == null && latest(plot)] },
       scales: { y: { range: (_u, _low, high) => [0, Math.max(1, high * 1.1)] } },
-      axes: [{ ...axis, space: 70 }, { ...axis, size: 44, space: 34, values: (_u, ticks) => ticks.map((n) => (n >= 1000 ? `${n / 1000}k` : n)) }],
+      axes: [{ ...axis, space: 70, size: 28, incrs: MINUTES, values: (_u, ticks) => ticks.map(clock) }, { ...axis, size: 44, space: 34, values: (_u, ticks) => ticks.map((n) => (n >= 1000 ? `${n / 1000}k` : n)) }],
       series: [
-        {},
+        { label: "At", value: (_u, at) => (at == null ? "–" : clock(at)) },
         ...chart.series.map((one) => ({
           label: one.label,
           stroke: colour(one.kind),
@@ -47,11 +54,13 @@
     if (before && !afresh) {
       before.text = text;
       before.plot.setData(data);
+      if (before.plot.cursor.idx == null) latest(before.plot);
       return;
     }
     if (before) before.plot.destroy();
     box.replaceChildren();
     const plot = new uPlot(options(chart, Math.max(200, box.clientWidth)), data, box);
+    latest(plot);
     drawn.set(box, { plot, text });
   }
 
