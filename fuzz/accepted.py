@@ -28,6 +28,7 @@ FIELDS = {
         *("all", "canary", "factor", "most", "max_failed", "watch", "offset"),
     },
     "invalid_key": {"name"},
+    "invalid_queue": {"limit"},
 }
 FIELDS["invalid_batch"] = FIELDS["invalid_task"]
 

@@ -23,11 +23,13 @@ from dhara.api.buckets import FAILURES, WINDOW, Buckets, Failures
 from dhara.api.proxies import Proxies
 from dhara.api.routes import PROBE, TABLE, Route
 from dhara.domain.access import ADMIN, ENQUEUE, METRICS, OPERATE, PAYLOAD, READ, SCOPES, closure
+from dhara.domain.lifecycle import State
 from dhara.errors import NotFound
 from dhara.settings import Settings
 from dhara.store.keys import Keys, MadeKey
 from dhara.store.pool import Pool
 from dhara.store.queues import Load, Queues
+from tests.factories import make_task
 from tests.waiting import eventually
 
 from .conftest import JSON, NOBODY, client_of, problem
@@ -208,6 +210,30 @@ async def test_a_rotated_key_lives_on_for_its_overlap(app: Api) -> None:
 # queues and payloads
 
 
+async def test_bulk_operations_of_a_key_for_some_queues_touch_no_others(make: Make, shared_pool: Pool) -> None:
+    for queue in ("bulk.a", "bulk.a", "bulk.b", "vault"):
+        await make_task(shared_pool, State.DEAD, queue=queue)
+    async with (
+        await make(OPERATE) as whole,
+        await make(OPERATE, queues=["bulk.*"]) as key,
+        await make(OPERATE, queues=["vault"]) as other,
+    ):
+        preview = (await key.post("/api/v1/dead-letters/retry?all=true&dry_run=true")).json()
+        assert (preview["count"], {task["queue"] for task in preview["sample"]}) == (3, {"bulk.a", "bulk.b"})
+        done = (await key.post("/api/v1/dead-letters/retry?queue=bulk.a")).json()["operation"]
+        assert (done["state"], done["done"]) == ("done", 2)
+        assert (await key.post("/api/v1/dead-letters/purge?queue=vault")).json()["count"] == 0
+        assert (await key.post("/api/v1/tasks/cancel?all=true")).json()["operation"]["done"] == 2
+        assert (await key.post("/api/v1/dead-letters/purge?all=true")).json()["operation"]["done"] == 1
+        # What is in other queues has stood still, and those who may see these alone see nothing of it.
+        assert (await whole.get("/api/v1/tasks?queue=vault")).json()["tasks"][0]["status"] == "DEAD"
+        path = f"/api/v1/operations/{done['id']}"
+        assert [(await one.get(path)).status_code for one in (whole, key, other)] == [200, 200, 404]
+        problem(await other.post(f"{path}/stop"), 404, "not_found")
+        assert (await other.get("/api/v1/operations")).json() == {"operations": []}
+        assert len((await key.get("/api/v1/operations")).json()["operations"]) == 4
+
+
 async def test_a_key_for_some_queues_sees_no_others(make: Make) -> None:
     async with await make(ADMIN) as admin, await make(ADMIN, queues=["mail*", "x_y"]) as key:
         tasks = {}
@@ -222,12 +248,14 @@ async def test_a_key_for_some_queues_sees_no_others(make: Make) -> None:
             "mail.slow",
             "x_y",
         }
-        for path in ("", "/logs", "/attempts", "/wait?timeout=0"):
+        for path in ("", "/logs", "/attempts", "/explain", "/wait?timeout=0"):
             assert (await key.get(f"/api/v1/tasks/{tasks['mail']}{path}")).status_code in (200, 202)
             problem(await key.get(f"/api/v1/tasks/{tasks['bank']}{path}"), 404, "not_found")
         problem(await key.delete(f"/api/v1/tasks/{tasks['bank']}"), 404, "not_found")
         problem(await key.post(f"/api/v1/tasks/{tasks['bank']}/retry"), 404, "not_found")
         problem(await key.post("/api/v1/queues/bank/pause"), 404, "not_found")
+        problem(await key.patch("/api/v1/queues/bank", json={"limit": 1}), 404, "not_found")
+        assert (await key.patch("/api/v1/queues/x_y", json={"limit": 9})).json()["limit"] == 9
         for body in ({"queue": "bank"}, {"queue": "mail", "unique_key": "bank", "on_conflict": "replace"}):
             problem(await key.post("/api/v1/tasks", json={"type": "echo"} | body), 403, "forbidden")
             problem(await key.post("/api/v1/tasks/batch", json=[{"type": "echo"} | body]), 403, "forbidden")

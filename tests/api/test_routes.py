@@ -512,8 +512,8 @@ async def retention_of_a_queue(client: httpx.AsyncClient, pool: Pool) -> None:
 async def wrong_settings_of_a_queue(client: httpx.AsyncClient, pool: Pool) -> None:
     problem(await client.patch("/api/v1/queues/A%20B", json={"retention": 1}), 404, "not_found")
     problem(await client.patch("/api/v1/queues/mail", content=b"{", headers=JSON), 400, "invalid_json")
+    problem(await client.patch("/api/v1/queues/mail", json={}), 404, "not_found")  # nothing makes it come to be
     bodies: list[Any] = [
-        {},
         [],
         {"retention": "1h"},
         {"retention": True},

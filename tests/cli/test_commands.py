@@ -86,6 +86,7 @@ def test_enqueue_and_wait_says_how_it_ended(dhara: Dhara, dsn: str) -> None:
     [
         (["t", "{"], "PAYLOAD"),
         (["t", "NaN"], "PAYLOAD"),
+        (["t", "1e-100000"], "PAYLOAD"),
         (["t", '{"a": 1, "a": 2}'], "PAYLOAD"),
         (["t", '"\\u0000"'], "PAYLOAD"),
         (["T!"], "type"),

@@ -79,7 +79,9 @@ def test_raw_json_stays_byte_for_byte() -> None:
     told = rb'{"a":"\\u0000","a":1}'  # a backslash, and the text u0000
     assert build("t", msgspec.Raw(told), {}).payload == told.decode()
     hidden = (rb'{"a":"\u0000","a":1}', rb'{"a":{"\\\u0000":2},"a":1}')
-    for bad in (*hidden, b"{", b'{"a": "\\u0000"}', b"[" * 70 + b"]" * 70, b"1" * 300_000, b"\xff"):
+    # PostgreSQL keeps these as text, and fails when it compares them.
+    numbers = (b"1e-100000", b"[1E+401]", b"0e99999999999", b"9" * 1_001, b"0." + b"1" * 1_001)
+    for bad in (*hidden, b"{", b'{"a": "\\u0000"}', b"[" * 70 + b"]" * 70, b"1" * 300_000, b"\xff", *numbers):
         with pytest.raises(InvalidTask):
             build("t", msgspec.Raw(bad), {})
 

@@ -12,6 +12,7 @@ from dhara.api.shapes import BulkOut, GroupList, OperationList, group_out, opera
 from dhara.api.tasks import filter_of, id_of
 from dhara.domain.canary import Plan
 from dhara.maintenance.bulk import base
+from dhara.store.operations import Operation
 from dhara.store.search import Filter
 
 SAMPLE = 10
@@ -52,21 +53,36 @@ async def cancel(request: Request) -> Reply:
 
 async def operations(request: Request) -> Reply:
     found = await request.parts.operations.recent(request.query.get("limit", 50))
-    return json_reply(OperationList([operation_out(one) for one in found]))
+    return json_reply(OperationList([operation_out(one) for one in found if _sees(request, one)]))
 
 
 async def operation(request: Request) -> Reply:
-    return json_reply(operation_out(await request.parts.operations.get(id_of(request))))
+    return json_reply(operation_out(await _operation(request)))
 
 
 async def stop(request: Request) -> Reply:
-    return json_reply(operation_out(await request.parts.operations.stop(id_of(request), request.actor)))
+    found = await _operation(request)
+    return json_reply(operation_out(await request.parts.operations.stop(found.id, request.actor)))
+
+
+async def _operation(request: Request) -> Operation:
+    """The one in the path, of those that the principal may see."""
+    found = await request.parts.operations.get(id_of(request))
+    if not _sees(request, found):
+        raise not_found()
+    return found
+
+
+def _sees(request: Request, operation: Operation) -> bool:
+    """Whether the operation is for the principal: one for some queues sees those that its likes have begun."""
+    queues = request.principal.queues
+    return not queues or operation.filter.queues == queues
 
 
 async def _begin(request: Request, kind: str, canary: Plan | None = None) -> Reply:
     """A preview, or the operation: begun here, its first batch done, and driven on by the fleet's maintenance."""
     parts = request.parts
-    wanted = base(kind, _filter(request.query))
+    wanted = base(kind, _filter(request))
     total, is_estimate = await parts.search.count(wanted)
     if request.query.get("dry_run", False):
         page = await parts.search.page(wanted, limit=SAMPLE)
@@ -83,11 +99,12 @@ async def _begin(request: Request, kind: str, canary: Plan | None = None) -> Rep
     return json_reply(answer, 200 if now.state == "done" else 202)
 
 
-def _filter(query: Any) -> Filter:
+def _filter(request: Request) -> Filter:
+    query = request.query
     if not query.get("all", False) and not any(name in query for name in _NARROW):
         message = "say which tasks by a filter, or say all=true"
         raise Refused("invalid_query", message, errors=(("all", message),))
-    return filter_of(query)
+    return filter_of(query, request.principal.queues)
 
 
 def _plan(query: Any) -> Plan | None:

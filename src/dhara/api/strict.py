@@ -9,7 +9,6 @@ be wrong, the check that follows it is exact.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator
 from itertools import accumulate
@@ -18,18 +17,14 @@ from typing import Any
 import msgspec
 
 from dhara.api.problems import Refused
-from dhara.domain import limits
-from dhara.domain.validate import text_problem
-
-NUMBER_DIGITS = 1_000
-EXPONENT = 400
+from dhara.domain import limits, validate
+from dhara.domain.validate import LONG_NUMBER, has_long_number, text_problem
 
 _SUSPECT = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
 _NO_BRACKET = re.compile(r"[^\[\]{}]+")
-_LONG_NUMBER = re.compile(f"[0-9]{{{NUMBER_DIGITS + 1}}}")
 # Whatever has that many digits in a row has ten of them among every hundredth byte.
-_STRIDE = NUMBER_DIGITS // 10
+_STRIDE = limits.NUMBER_DIGITS // 10
 _LONG_STRIDES = re.compile(rb"[0-9]{10}")
 _STEP = {"[": 1, "{": 1, "]": -1, "}": -1}
 
@@ -51,7 +46,7 @@ def _beyond_doubt(body: bytes, levels: int) -> Any:
     """
     if b"\\" in body or (_brackets(body) > levels and not _is_flat(body, levels)):
         return _IN_DOUBT
-    if len(body) > NUMBER_DIGITS and _LONG_STRIDES.search(body[::_STRIDE]):
+    if len(body) > limits.NUMBER_DIGITS and _LONG_STRIDES.search(body[::_STRIDE]):
         return _IN_DOUBT
     try:
         value = _read(body)
@@ -90,11 +85,11 @@ def _parse_closely(body: bytes, levels: int) -> Any:
     except RecursionError:
         raise _too_deep(levels) from None
     except ValueError:
-        raise _invalid(f"a number has more than {NUMBER_DIGITS:,} digits") from None
+        raise _invalid(LONG_NUMBER) from None
     if text.count("[") + text.count("{") > levels and _depth(text) > levels:
         raise _too_deep(levels)
-    if len(text) > NUMBER_DIGITS and _LONG_NUMBER.search(text) and _LONG_NUMBER.search(_STRING.sub("", text)):
-        raise _invalid(f"a number has more than {NUMBER_DIGITS:,} digits")
+    if has_long_number(text):
+        raise _invalid(LONG_NUMBER)
     if _SUSPECT.search(text):
         _refuse_unstorable(value)
     return value
@@ -116,12 +111,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _number(text: str) -> float:
-    """A fraction or exponent, if a double holds it; beyond that PostgreSQL could not compare it either."""
-    value = float(text)
-    exponent = text.lower().partition("e")[2]
-    if math.isinf(value) or (exponent and (len(exponent) > 5 or abs(int(exponent)) > EXPONENT)):
-        raise _invalid(f"the number {text[:40]} is out of range")
-    return value
+    try:
+        return validate.number(text)
+    except ValueError as error:
+        raise _invalid(str(error)) from None
 
 
 def _constant(text: str) -> Any:

@@ -160,7 +160,7 @@ async def attempts(request: Request) -> Reply:
 
 
 async def explain(request: Request) -> Reply:
-    id = id_of(request)
+    id = await _seen_id(request)
     facts = await request.parts.tasks.facts(id)
     return json_reply(explain_out(id, facts.status, reasons_of(facts, request.parts.settings.stale_after)))
 

@@ -177,8 +177,8 @@ async def queue_change(request: Request) -> dict[str, Any]:
     """The settings of a queue that change. Raises `Refused`, or `InvalidTask` naming every wrong field."""
     check_media(request)
     value = parse(await read(request, BODY_BYTES), limits.JSON_DEPTH)
-    if not isinstance(value, dict) or not value:
-        problem = ("body", "must be an object with at least one of: " + ", ".join(QUEUE_FIELDS))
+    if not isinstance(value, dict):
+        problem = ("body", "must be an object with some of: " + ", ".join(QUEUE_FIELDS))
         raise InvalidTask([problem], "invalid_queue")
     known = ", ".join(QUEUE_FIELDS)
     problems = [(key, f"unknown field; of a queue may change: {known}") for key in value if key not in QUEUE_FIELDS]

@@ -69,14 +69,20 @@ def checked_payload(value: Any) -> str:
     if len(raw) > limits.PAYLOAD_BYTES:
         raise InvalidTask([("payload", f"is larger than {limits.PAYLOAD_BYTES // 1024} KiB")], "payload_too_large")
     try:
-        decoded = msgspec.json.decode(raw)
+        decoded = _read(raw)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidTask([("payload", f"is not JSON: {error}")]) from None
     # Decoded, the value of a key that comes again is gone; PostgreSQL reads it all the same.
     if b"\\u0000" in raw and _NUL.search(raw):
         raise InvalidTask([("payload", str(validate.text_problem("\0")))], "invalid_string")
     validate.encode_json(decoded, what="payload", most_bytes=6 * limits.PAYLOAD_BYTES)
-    return raw.decode()
+    text = raw.decode()
+    if validate.has_long_number(text):
+        raise InvalidTask([("payload", validate.LONG_NUMBER)])
+    return text
+
+
+_read = msgspec.json.Decoder(float_hook=validate.number).decode
 
 
 def build_many(items: Iterable[Item], options: Mapping[str, Any]) -> list[NewTask]:

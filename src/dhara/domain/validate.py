@@ -245,6 +245,28 @@ _CHECKS: dict[str, Any] = {
 }
 
 
+def number(text: str) -> float:
+    """A JSON number with a fraction or exponent. Raises `ValueError` for one that a double does not hold: PostgreSQL keeps its
+    text, but could not compare it, and a reader would get another one."""
+    value = float(text)
+    exponent = text.lower().partition("e")[2]
+    if math.isinf(value) or (exponent and (len(exponent) > 5 or abs(int(exponent)) > limits.EXPONENT)):
+        raise ValueError(f"the number {text[:40]} is out of range")
+    return value
+
+
+def has_long_number(text: str) -> bool:
+    """Whether a number of this valid JSON has more digits than are taken."""
+    if len(text) <= limits.NUMBER_DIGITS or not _LONG_NUMBER.search(text):
+        return False
+    return _LONG_NUMBER.search(_STRING.sub("", text)) is not None
+
+
+LONG_NUMBER = f"a number has more than {limits.NUMBER_DIGITS:,} digits"
+_LONG_NUMBER = re.compile(f"[0-9]{{{limits.NUMBER_DIGITS + 1}}}")
+_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
+
+
 def encode_json(value: Any, *, what: str, most_bytes: int) -> str:
     """JSON text of a Python value, strict: no NaN, no lone surrogates, bounded size. Raises `InvalidTask` on `what`."""
     encoded = _beyond_doubt(value)
