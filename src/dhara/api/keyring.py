@@ -1,7 +1,7 @@
-"""The API keys as this process knows them: read from the database every second, so that no request waits for it.
+"""The API keys as this process knows them: read from the database every few seconds, so that no request waits for it.
 
-A revocation is heard within about a second. While the database cannot be asked, what is known stays good for `STALE`
-seconds; then nobody's key of the database is believed any longer.
+A revocation is heard within `INTERVAL`, and at once by the process that made it. While the database cannot be asked, what is
+known stays good for `STALE` seconds; then nobody's key of the database is believed any longer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dhara.store.keys import Keys
 
 log = logging.getLogger(__name__)
 
-INTERVAL = 1.0
+INTERVAL = 3.0
 STALE = 15.0
 # Changes may become visible later than they were dated, so each look goes back a little; and rows may be deleted by hand.
 _OVERLAP = timedelta(seconds=10)

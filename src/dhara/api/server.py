@@ -205,6 +205,12 @@ class Protocol(HttpToolsProtocol):
         self._running = cycle
         super()._start_asgi_task(cycle, app)
 
+    def on_response_complete(self) -> None:
+        # A request that holds its own answerer is a reference cycle, and its body would stay until the next collection.
+        if self._running is not None:
+            cast(dict[str, Any], self._running.scope).pop("dhara.reply", None)
+        super().on_response_complete()
+
     def on_message_begin(self) -> None:
         self._complete = self._between = False
         self._begun += 1

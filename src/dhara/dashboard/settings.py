@@ -39,7 +39,7 @@ async def create(visit: Visit) -> Response:
 
 async def revoke(visit: Visit) -> Response:
     key = await visit.desk.keys.revoke(visit.field("id")[:50], visit.who())
-    return visit.back("/settings", f"{key.name} is revoked: within a second it is good for nothing.")
+    return visit.back("/settings", f"{key.name} is revoked: within three seconds it is good for nothing.")
 
 
 async def rotate(visit: Visit) -> Response:
