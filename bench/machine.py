@@ -33,8 +33,8 @@ _SHOWN = (
 
 
 @contextmanager
-def server() -> Iterator[str]:
-    """The address of the server of this run."""
+def server(**settings: str) -> Iterator[str]:
+    """The address of the server of this run; `settings` are further ones of a server of its own."""
     if given := os.environ.get("DHARA_DATABASE_URL"):
         yield given
         return
@@ -44,7 +44,7 @@ def server() -> Iterator[str]:
         binaries = find_binaries(DEBIAN_FOLDERS / version / "bin")
     with tempfile.TemporaryDirectory(prefix="dhara-bench-", dir=os.environ.get("DHARA_BENCH_FOLDER")) as folder:
         Path(folder).chmod(0o711)  # The server's own user must be able to pass through to its data.
-        with EmbeddedPostgres(Path(folder) / "data", binaries=binaries, settings=_SETTINGS) as postgres:
+        with EmbeddedPostgres(Path(folder) / "data", binaries=binaries, settings=_SETTINGS | settings) as postgres:
             yield postgres.dsn
 
 
