@@ -44,7 +44,8 @@ def main() -> int:
     return _run(given)
 
 
-_SOAK = "F1,F2,F3,F4,F4b,F5,F7,F10,F13,F16,F18,F19,F22,F39"
+# Not those that kill whichever runner has taken a task: one worker must live through it all.
+_SOAK = "F1,F2,F3,F4,F4b,F5,F10,F13,F16,F18,F19,F22,F39"
 
 
 def _options(running: argparse.ArgumentParser, name: str) -> None:
@@ -53,9 +54,10 @@ def _options(running: argparse.ArgumentParser, name: str) -> None:
     running.add_argument("--faults", default=_SOAK if name == "soak" else "F1,F16", help="rows; see `list`")
     running.add_argument("--every", type=float, default=60.0 if name == "soak" else 0.0, help="seconds between faults")
     running.add_argument("--rate", type=float, default=100.0, help="tasks a second")
-    running.add_argument("--workers", type=int, default=2)
+    running.add_argument("--workers", type=int, default=3 if name == "soak" else 2)
     running.add_argument("--processes", type=int, default=1, help="runners a worker")
     running.add_argument("--pace", type=float, default=1.0, help="how much closer together faults come")
+    running.add_argument("--least", type=int, default=2, help="injections of each row, at least")
     running.add_argument("--calm", type=float, default=CALM, help="seconds before the first fault")
     running.add_argument("--lease", type=float, default=6.0, help="seconds; the beat is a second")
     running.add_argument("--postgres", type=int, help="15 or 18; default: dhara's own choice")
@@ -77,8 +79,8 @@ def _run(given: argparse.Namespace) -> int:
         raise SystemExit("F46 and F47 need libfaketime: apt-get install libfaketime")
     order = Order(
         seed=given.seed, rows=rows, seconds=given.minutes * 60, rate=given.rate, workers=given.workers,
-        processes=given.processes, pace=given.pace, calm=given.calm, lease=given.lease, postgres=given.postgres,
-        out=given.out, proxied=proxied, every=given.every, alone=given.alone,
+        processes=given.processes, pace=given.pace, least=given.least, calm=given.calm, lease=given.lease,
+        postgres=given.postgres, out=given.out, proxied=proxied, every=given.every, alone=given.alone,
     )  # fmt: skip
     summary, verdict = asyncio.run(run(order))
     print(report.page(summary, verdict))

@@ -116,6 +116,7 @@ class Arena:
         self.members: list[Member] = []
         self.excused: set[int] = set()  # runners that were silenced: their leases may be lost
         self.deaths: list[tuple[int, float]] = []  # (runner's pid, wall time)
+        self.spared = 0  # how many of the last workers no fault picks
         self.rewound: list[tuple[float, float]] = []  # what a failover took back: since when, until when (wall time)
         self.delays: list[float] = []  # waits after a first failure, as parts of the base of their backoff
         self.url = ""  # of `dhara server`, where one runs
@@ -243,8 +244,8 @@ class Arena:
         return False
 
     def pick(self, rng: random.Random) -> Member:
-        """A worker, by the step's own chance."""
-        return self.members[rng.randrange(len(self.members))]
+        """A worker, by the step's own chance; never the one that is spared."""
+        return self.members[rng.randrange(len(self.members) - self.spared)]
 
     def killed(self, pids: Sequence[int]) -> None:
         """On record: these runners died now."""

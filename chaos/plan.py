@@ -18,15 +18,17 @@ class Step:
     seed: int
 
 
-def plan(seed: int, rows: Sequence[str], seconds: float, *, calm: float = 15.0, pace: float = 1.0) -> list[Step]:
-    """After `calm` seconds each row gets its share of the rest, at least two injections; `pace` brings them closer."""
+def plan(
+    seed: int, rows: Sequence[str], seconds: float, *, calm: float = 15.0, pace: float = 1.0, least: int = 2
+) -> list[Step]:
+    """After `calm` seconds each row gets its share of the rest, `least` injections or more; `pace` brings them closer."""
     rng = random.Random(f"{seed} {' '.join(rows)}")
     share = max(0.0, seconds - calm) / max(1, len(rows))
     steps: list[Step] = []
     at = calm
     for row in rows:
         every = FAULTS[row].every / pace
-        until = at + max(share, 2 * every)
+        until = at + max(share, least * every)
         steps += [Step(round(at + gap, 3), row, rng.getrandbits(32)) for gap in _gaps(rng, every, until - at)]
         at = until
     return steps

@@ -64,12 +64,43 @@ def page(summary: Mapping[str, Any], verdict: Any) -> str:
         )
     if summary.get("rerun"):
         lines += ["", f"Tasks of killed runners ran again after {summary['rerun']} s (median, 99 %, worst)."]
+    for row, figures in summary["rows"].items():
+        lines += [
+            f"- {row}: {told['measured']}: {'met' if told['met'] else 'MISSED'}" for told in figures.get("told", ())
+        ]
+    if "soak" in summary:
+        lines += ["", *soak_table(summary["soak"])]
     for name, rows in verdict.violations.items():
         lines += ["", f"## {name}: {len(rows)} violations", ""]
         for found in rows[:3]:
             lines.append(f"- {found.get('what')}: task {found.get('task_id')}, {found.get('detail', '')}")
             lines += [f"  - {change}" for change in verdict.histories.get(str(found.get("task_id")), [])]
     return "\n".join(lines) + "\n"
+
+
+def soak_table(found: Mapping[str, Any]) -> list[str]:
+    """What grew over a soak."""
+    lines = [
+        "| process | MiB at the end | MiB/h, ± standard error | descriptors | |",
+        "| --- | ---: | ---: | ---: | --- |",
+    ]
+    for p in found["processes"]:
+        # Numbers of processes mean nothing to a reader.
+        name, met = p["process"].split()[0], "met" if p["met"] else "**missed**"
+        lines.append(f"| {name} | {p['memory']:.0f} | {p['slope']:+.1f} ± {p['error']:.1f} | {p['files']:+g} | {met} |")
+    tables, p99 = found["tables"], found["delays"]["p99"]
+    lines += [
+        "",
+        (
+            f"Over {found['seconds'] / 60:.0f} minutes after the warm-up, last quarter against first: start delay p99"
+            f" outside faults {1e3 * p99[0]:.0f} → {1e3 * p99[1]:.0f} ms ({'met' if found['delays']['met'] else '**missed**'});"
+        ),
+        (
+            f"dead rows {tables['dead'][0]:,.0f} → {tables['dead'][1]:,.0f}, bytes a row {tables['bytes a row'][0]} →"
+            f" {tables['bytes a row'][1]} ({'met' if tables['met'] else '**missed**'})."
+        ),
+    ]
+    return lines
 
 
 def add_to_ledger(path: Path, summary: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from chaos import recovery, report
+from chaos import recovery, report, soak
 from chaos.arena import SLOTS, Arena
 from chaos.checker import Evidence, Verdict, judge, read_notes
 from chaos.faults import FAULTS
@@ -36,6 +36,7 @@ class Order:
     workers: int = 2
     processes: int = 1
     pace: float = 1.0
+    least: int = 2  # injections of each row
     calm: float = CALM
     lease: float = L
     postgres: int | None = None
@@ -89,17 +90,21 @@ async def _run(order: Order, arena: Arena) -> tuple[dict[str, Any], Verdict, Sho
     elif order.every:
         steps = mixed(order.seed, order.rows, order.seconds, calm=order.calm, every=order.every)
     else:
-        steps = plan(order.seed, order.rows, order.seconds, calm=order.calm, pace=order.pace)
+        steps = plan(order.seed, order.rows, order.seconds, calm=order.calm, pace=order.pace, least=order.least)
+    sampler = soak.Sampler(arena)
+    arena.spared = int(bool(order.every) and order.workers > 1)
     work = asyncio.create_task(arena.workload.run())
+    watching = asyncio.create_task(sampler.run() if order.every else asyncio.sleep(0))
     began = time.time()
     log = (order.out or arena.folder) / "faults.jsonl"
     with log.open("w") as file:
         injections = await disturb(arena, steps, file)
     await asyncio.sleep(min(8.0, order.calm))  # time to recover from the last one, under load
     ended = time.time()
-    work.cancel()
-    with suppress(asyncio.CancelledError):
-        await work
+    for task in (work, watching):
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
     await arena.workload.finish()
     await arena.pause_schedules()
     drained = await arena.until_final(order.drain)
@@ -137,9 +142,13 @@ async def _run(order: Order, arena: Arena) -> tuple[dict[str, Any], Verdict, Sho
             "exits": [code for member in arena.members for code in member.exits],
             "told": [i.told for i in injections if i.told.keys() & {"exit", "promotion", "server fell"}][:50],
         }
+        if order.every:
+            summary["soak"] = await soak.verdict(sampler, db, injections, began, ended)
     finally:
         await db.close()
-    summary["ok"] = not verdict.violations and not summary["lost"] and drained
+    summary["ok"] = (
+        not verdict.violations and not summary["lost"] and drained and summary.get("soak", {"met": True})["met"]
+    )
     return summary, verdict, (times, injections, began, ended)
 
 

@@ -155,7 +155,10 @@ class Pair:
         """Commits wait for the standby no more, and it hears of none; since when, wall time."""
         assert self.standby is not None
         self.primary.do("ALTER SYSTEM SET synchronous_standby_names = ''", "SELECT pg_reload_conf()")
-        _until(lambda: self.primary.one("SHOW synchronous_standby_names") == "", "the primary not to wait")
+        _until(
+            lambda: self.primary.one("SELECT current_setting('synchronous_standby_names') = ''"),
+            "the primary not to wait",
+        )
         since = time.time()
         self.standby.do("ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()")
         _until(

@@ -59,14 +59,16 @@ async def out_of_memory(arena: Arena, rng: random.Random) -> dict[str, Any]:
             waits += await _replaced(arena, before)
             await asyncio.sleep(0.05)
         ended = await _final(arena, "hog")
+        async with measure.session(arena) as db:
+            crashes = await db.fetchval("SELECT max(crashes) FROM dhara.tasks WHERE type = 'hog'")
     finally:
         for group in groups:
             group.__exit__(None, None, None)
     worst = max(waits, default=99.0)
     return {
-        "by": "cgroup v1 memory.limit_in_bytes", "crashes": len(waits),
-        "measured": f"{len(waits)} kills by the kernel, a new runner after {worst:.1f} s at worst",
-        "met": ended and bool(waits) and worst <= 2.0,
+        "by": "cgroup v1 memory.limit_in_bytes",
+        "measured": f"DEAD after {crashes} kills by the kernel, a new runner after {worst:.1f} s at worst",
+        "met": ended and crashes == 3 and worst <= 2.0,
     }  # fmt: skip
 
 

@@ -155,28 +155,26 @@ async def race_mill(arena: Arena, rng: random.Random) -> dict[str, Any]:
     arena.excused.add(4711)  # the mill's workers, which never beat
     done: Counter[str] = Counter()
     async with measure.session(arena) as db:
-        keys = [arena.workload.register(type) for _ in range(_ROWS)]
-        new = [
-            NewTask(id=new_id(), type=type, payload="{}", queue=type, idempotency_key=key, max_retries=20)
-            for key in keys
-        ]
-        await Tasks(db).enqueue(new)
-        for task, key in zip(new, keys, strict=True):
-            arena.workload.acknowledge(task.id, key, type, {})
-        ids = [task.id for task in new]
+        ids = [await _fresh(arena, db, type) for _ in range(_ROWS)]
+        began = await measure.now(db)
         await asyncio.gather(
             *(_mill(arena, type, ids, random.Random(rng.random()), done, _OPERATIONS // 8) for _ in range(8))
         )
-        for id in ids:
+        moves = await db.fetchval(
+            "SELECT count(*) FROM dhara.task_history WHERE at > $1 AND task_id IN (SELECT id FROM dhara.tasks WHERE type = $2)",
+            began,
+            type,
+        )
+        for row in await db.fetch("SELECT id FROM dhara.tasks WHERE type = $1", type):
             with suppress(DharaError):
-                await Tasks(db).request_cancel(id)
+                await Tasks(db).request_cancel(row["id"])
         # What still runs belongs to nobody who could end it.
         running = "SELECT id, lease, attempts FROM dhara.tasks WHERE type = $1 AND status = 'RUNNING'"
         while held := await db.fetch(running, type):
             await Tasks(db).settle([Settlement(row[0], row[1], row[2], Event.RELEASED) for row in held])
     errors = done.pop("error", 0)
     return {
-        "done": dict(done), "measured": f"{done.total():,} operations, {errors} errors",
+        "done": dict(done), "measured": f"{done.total():,} operations, {moves:,} changes, {errors} errors",
         "met": not errors and done.total() >= 0.99 * _OPERATIONS,
     }  # fmt: skip
 
@@ -190,7 +188,7 @@ async def _mill(arena: Arena, type: str, ids: list[Any], rng: random.Random, don
                 ["claim", "claim", "settle", "settle", "retry", "release", "cancel", "revive", "reap", "expire"]
             )
             try:
-                mine = await _operate(tasks, db, what, worker, type, mine, rng, ids)
+                mine = await _operate(arena, tasks, db, what, worker, type, mine, rng, ids)
                 done[what] += 1
             except DharaError:
                 done[what] += 1  # refused, as it should be: not in that state
@@ -198,10 +196,19 @@ async def _mill(arena: Arena, type: str, ids: list[Any], rng: random.Random, don
                 done["error"] += 1
 
 
+async def _fresh(arena: Arena, db: Connection, type: str) -> Any:
+    key = arena.workload.register(type)
+    new = NewTask(id=new_id(), type=type, payload="{}", queue=type, idempotency_key=key, max_retries=20)
+    await Tasks(db).enqueue([new])
+    arena.workload.acknowledge(new.id, key, type, {})
+    return new.id
+
+
 _ENDS = {"settle": Event.COMPLETED, "retry": Event.RETRIED, "release": Event.RELEASED}
 
 
 async def _operate(
+    arena: Arena,
     tasks: Tasks,
     db: Connection,
     what: str,
@@ -226,7 +233,9 @@ async def _operate(
     elif what == "expire":
         await tasks.expire()
     elif what == "cancel" and rng.random() < 0.1:
-        await tasks.request_cancel(rng.choice(ids))
+        place = rng.randrange(len(ids))
+        await tasks.request_cancel(ids[place])
+        ids[place] = await _fresh(arena, db, type)  # what is canceled stays so
     elif what == "revive":
         await tasks.revive(rng.choice(ids))
     return mine

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from chaos import plan, recovery, report
+from chaos import plan, recovery, report, soak
 from chaos.checker import Evidence, Notes, Run, judge, lopsided, misfired, read_notes
 from chaos.faults import FAULTS
 from chaos.handlers import NOTES, digest, note
@@ -206,3 +206,31 @@ async def test_what_a_failover_took_back_is_named_and_not_lost(db: Connection) -
     assert verdict.missing == [str(gone)]
     assert [row["task_id"] for row in verdict.violations["I1"]] == [lost]
     assert "I13" not in verdict.violations
+
+
+def _samples(memory: Callable[[float], float], files: Callable[[float], int]) -> list[soak.Sample]:
+    rng = random.Random(1)
+    return [soak.Sample(at, memory(at) + rng.uniform(-0.3, 0.3), files(at)) for at in range(0, 3_600, 5)]
+
+
+def test_a_soak_finds_what_leaks() -> None:
+    """F60: each of its bars, shown something that misses it."""
+    lives = {
+        "sound": _samples(lambda at: 80.0, lambda at: 30),
+        "leaks": _samples(lambda at: 80.0 + 3.0 * at / 3_600, lambda at: 30),
+        "forgets to close": _samples(lambda at: 80.0, lambda at: 30 + int(at / 900)),
+        "young": _samples(lambda at: 80.0, lambda at: 30)[-100:],
+    }
+    found = {row["process"]: row["met"] for row in soak.judge_processes(lives, 0, 3_600)}
+    assert found == {"sound": True, "leaks": False, "forgets to close": False}
+
+    def tables(dead: Callable[[int], int], width: Callable[[int], int]) -> bool:
+        rows = [soak.Tables(n, dead(n), 1_000 * width(n), 1_000) for n in range(100)]
+        return bool(soak.judge_tables(rows, 0, 100)["met"])
+
+    assert tables(lambda n: 6_000, lambda n: 700)
+    assert not tables(lambda n: 6_000 + 200 * n, lambda n: 700)
+    assert not tables(lambda n: 6_000, lambda n: 700 + 2 * n)
+    slow = [(float(n), 0.03 if n < 500 else 0.05) for n in range(1_000)]
+    assert not soak.judge_delays(slow, [])["met"]
+    assert soak.judge_delays(slow, [(500.0, 1_000.0)])["met"], "what a fault has hurt does not count"
