@@ -114,7 +114,7 @@ async def judge(db: Connection, evidence: Evidence) -> Verdict:
             rows = await Audit(db).violations(check, scope) or []
             found[check.number] += [{"what": v.what, "task_id": v.task_id, "detail": v.detail} for v in rows]
     for row in await invariants.i1(db, evidence.acknowledged):
-        if _within(evidence.times.get(row["task_id"]), evidence.rewound):
+        if within(evidence.times.get(row["task_id"]), evidence.rewound):
             verdict.missing.append(str(row["task_id"]))
         else:
             found["I1"].append(row)
@@ -192,14 +192,15 @@ def unclaimed(runs: Iterable[Run], claims: Mapping[UUID, Any]) -> Violations:
     return found
 
 
-def _within(at: float | None, spans: Sequence[tuple[float, float]]) -> bool:
+def within(at: float | None, spans: Sequence[tuple[float, float]]) -> bool:
+    """Whether that moment lies in one of the spans."""
     return at is not None and any(since <= at <= until for since, until in spans)
 
 
 def _kept(evidence: Evidence) -> list[Run]:
     """Without the executions that began in a time that a failover took back: their claims may be gone."""
     offset = time.time() - time.monotonic()
-    return [run for run in evidence.notes.runs if not _within(run.start + offset, evidence.rewound)]
+    return [run for run in evidence.notes.runs if not within(run.start + offset, evidence.rewound)]
 
 
 def lopsided(delays: Sequence[float]) -> Violations:

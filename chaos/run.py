@@ -127,7 +127,7 @@ async def _run(order: Order, arena: Arena) -> tuple[dict[str, Any], Verdict, Sho
             "slowest_enqueue": round(arena.workload.slowest, 2),
             "starts": await db.fetchval("SELECT count(*) FROM dhara.attempts"),
             "lost": verdict.lost,
-            "missing": verdict.missing,
+            "missing": len(verdict.missing),
             "fires": verdict.figures["fires"],
             "unexplained": verdict.unexplained,
             "violations": sum(map(len, verdict.violations.values())),
