@@ -22,7 +22,7 @@ from dhara.embedded import Binaries
 from dhara.embedded.account import Account, account_for
 from dhara.embedded.copies import readable_binaries
 from dhara.embedded.server import free_port
-from tests.e2e.kit import children
+from tests.e2e.kit import PROFILE, children
 
 _SECRET = "chaos-5d41402abc4b2a76"
 
@@ -189,12 +189,12 @@ class Web:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("DHARA_")}
         self.port = free_port()
         wanted = {"database_url": dsn, "host": "127.0.0.1", "port": str(self.port), "queue_limit": "2000", **settings}
-        environment |= {f"DHARA_{name.upper()}": value for name, value in wanted.items()}
+        environment |= PROFILE | {f"DHARA_{name.upper()}": value for name, value in wanted.items()}
         path = os.pathsep.join(os.path.abspath(p) for p in sys.path if p)
         self.log = folder / "server.log"
         with self.log.open("wb") as output:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", "dhara", "server"], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                [sys.executable, "-m", "dhara", "server", "--no-worker"], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 env=environment | {"PYTHONPATH": path}, cwd=folder, start_new_session=True,
             )  # fmt: skip
 

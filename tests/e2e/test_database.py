@@ -166,3 +166,31 @@ async def test_a_worker_that_starts_while_the_database_is_away(
     assert await facts.states() == {"COMPLETED": 2}
     assert await facts.events() == {"REAPED": 2}
     assert await worker.stop() == 0
+
+
+async def test_an_enqueue_by_sql_does_not_fail_for_want_of_room_for_its_wakeup(
+    facts: Facts, own_server: EmbeddedPostgres
+) -> None:
+    """F44: a session that listens and idles in its transaction fills the queue of notifications; every COMMIT that notifies
+    fails from then on."""
+    db = await facts.connection()
+    if own_server.binaries.major < 17:
+        pytest.skip("only since PostgreSQL 17 can that queue be small enough for a test")
+    await db.execute("ALTER SYSTEM SET max_notify_queue_pages = 64")
+    own_server.restart()
+    db = await facts.connection()
+    listener = await asyncpg.connect(facts.dsn)
+    try:
+        await listener.execute("LISTEN somebody")
+        await listener.execute("BEGIN")
+        await listener.fetchval("SELECT 1")
+        with pytest.raises(asyncpg.PostgresError, match="NOTIFY queue"):
+            while True:
+                await db.execute(
+                    "SELECT pg_notify('somebody', repeat(n::text, 2000)) FROM generate_series(10, 40) AS n"
+                )
+        assert await db.fetchval("SELECT created FROM dhara.enqueue('t')")
+    finally:
+        await listener.close()
+        await db.execute("ALTER SYSTEM RESET max_notify_queue_pages")
+        own_server.restart()
