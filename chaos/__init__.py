@@ -10,6 +10,8 @@ workload    tasks at a steady rate, and what was promised for each
 handlers    what the workers run; they note every start and end in files of their own
 faults/     what can be done to an arena, one function a row of the matrix
 nemesis     does it, and keeps the record
+measure     what a fault measures while it lasts
+soak        what grows over hours, and whether it may
 checker     the invariants I1 to I24 over the database and all those files
 report      one page a run; the ledger adds the runs up
 """

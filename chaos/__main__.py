@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 from chaos import report
+from chaos.arena import binaries
 from chaos.faults import FAULTS
 from chaos.faults.clocks import LIBRARIES
+from chaos.faults.limits import GROUPS
 from chaos.faults.network import packets
 from chaos.publish import publish
 from chaos.run import CALM, Order, run
@@ -77,6 +79,10 @@ def _run(given: argparse.Namespace) -> int:
         proxied = True
     if {"F46", "F47"} & set(rows) and not LIBRARIES:
         raise SystemExit("F46 and F47 need libfaketime: apt-get install libfaketime")
+    if "F9" in rows and not GROUPS.is_dir():
+        raise SystemExit("F9 needs the memory controller of cgroup v1, and root")
+    if any("notify" in FAULTS[row].needs for row in rows) and binaries(given.postgres).major < 17:
+        raise SystemExit("F44 needs PostgreSQL 17 or later, whose queue of notifications can be made small")
     order = Order(
         seed=given.seed, rows=rows, seconds=given.minutes * 60, rate=given.rate, workers=given.workers,
         processes=given.processes, pace=given.pace, least=given.least, calm=given.calm, lease=given.lease,

@@ -158,9 +158,20 @@ def ledger_table(runs: Sequence[Mapping[str, Any]]) -> str:
         (
             f"{found['runs']} runs, {found['acknowledged']:,} tasks acknowledged: **{found['lost']} lost**; {found['starts']:,} "
             f"starts: **{found['unexplained']} unexplained**; {found['violations']} violations of any invariant."
+            f" {_servers(runs)}."
         ),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _servers(runs: Sequence[Mapping[str, Any]]) -> str:
+    """How many faults on which server."""
+    counts: Counter[str] = Counter()
+    for run in runs:
+        pooled = any("pooler" in FAULTS[row].needs for row in run["rows"])
+        name = f"PostgreSQL {run['postgres']}{' behind PgBouncer' if pooled else ''}"
+        counts[name] += sum(figures["injected"] for figures in run["rows"].values())
+    return "Faults by server: " + ", ".join(f"{n:,} on {name}" for name, n in counts.most_common())
 
 
 def _measured(row: str, runs: Sequence[Mapping[str, Any]]) -> tuple[str, str]:

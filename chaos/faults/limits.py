@@ -19,14 +19,14 @@ from tests.waiting import eventually
 if TYPE_CHECKING:
     from chaos.arena import Arena, Member
 
-_GROUPS = Path("/sys/fs/cgroup/memory")
+GROUPS = Path("/sys/fs/cgroup/memory")
 _MEMORY = 300  # MiB
 
 
 @contextmanager
 def confined(member: Member, megabytes: int) -> Iterator[None]:
     """The worker's processes, and those to come, share so much memory (cgroup v1); above it the kernel kills one."""
-    group = _GROUPS / f"dhara-chaos-{member.process.pid}"
+    group = GROUPS / f"dhara-chaos-{member.process.pid}"
     group.mkdir()
     try:
         (group / "memory.limit_in_bytes").write_text(f"{megabytes}M")
@@ -37,7 +37,7 @@ def confined(member: Member, megabytes: int) -> Iterator[None]:
     finally:
         for left in (group / "cgroup.procs").read_text().split():
             with suppress(OSError):
-                (_GROUPS / "cgroup.procs").write_text(left)
+                (GROUPS / "cgroup.procs").write_text(left)
         with suppress(OSError):
             group.rmdir()
 

@@ -278,6 +278,7 @@ async def flooded(arena: Arena, rng: random.Random) -> dict[str, Any]:
     rate = await _drained(arena, ids, time.monotonic())
     during = await measure.since(arena, start)
     return {
-        "measured": f"others' start delay p99 {1e3 * calm.p99:.0f} → {1e3 * during.p99:.0f} ms; the flood drained at {rate:.0f}/s",
+        "measured": f"others' start delay p99 {1e3 * calm.p99:.0f} → {1e3 * during.p99:.0f} ms;"
+        f" the flood drained at {rate:.0f}/s",
         "met": during.p99 <= 2 * calm.p99,
     }  # fmt: skip
