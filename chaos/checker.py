@@ -118,7 +118,7 @@ async def judge(db: Connection, evidence: Evidence) -> Verdict:
             verdict.missing.append(str(row["task_id"]))
         else:
             found["I1"].append(row)
-    found["I2"] += await nobodys(db, evidence.asked)
+    found["I2"] += await nobodys(db, evidence.asked, evidence.acknowledged)
     deaths = _deaths(workers, evidence.deaths)
     if "overlaps" not in evidence.skips:  # the server's clock can be compared with ours
         found["I11"] += await invariants.taken_back(db, deaths, evidence.bound)
@@ -148,12 +148,13 @@ def _deaths(workers: Iterable[Any], deaths: Iterable[tuple[int, float]]) -> dict
     return {by_pid[pid]: datetime.fromtimestamp(at, UTC) for pid, at in deaths if pid in by_pid}
 
 
-async def nobodys(db: Connection, asked: Iterable[str]) -> Violations:
-    """I2: tasks under keys that the client never used, or under none."""
+async def nobodys(db: Connection, asked: Iterable[str], acknowledged: Iterable[UUID]) -> Violations:
+    """I2: tasks under keys that the client never used, or under none without its having been told of them."""
     query = """SELECT 'nobody asked for it' AS what, t.id AS task_id FROM dhara.tasks AS t
                LEFT JOIN unnest($1::text[]) AS a (key) ON a.key = t.idempotency_key WHERE a.key IS NULL
+                 AND (t.idempotency_key IS NOT NULL OR t.id <> ALL ($2::uuid[]))
                  AND NOT EXISTS (SELECT FROM dhara.schedule_fires AS f WHERE f.task_id = t.id)"""
-    return [dict(row) for row in await db.fetch(query, list(asked))]
+    return [dict(row) for row in await db.fetch(query, list(asked), list(acknowledged))]
 
 
 def overlapping(runs: Iterable[Run], excused: Iterable[int] = ()) -> Violations:

@@ -91,6 +91,13 @@ class Workload:
         self.acknowledge(handle.id, key, type, payload)
         return handle.id
 
+    async def plain(self, type: str) -> UUID:
+        """Enqueue one more without a key, by a single try: who is not told of it cannot know of it. Raises as the client."""
+        payload = self._payload(type)
+        handle = await self._client.enqueue(type, payload, max_retries=20)
+        self.acknowledge(handle.id, "", type, payload)
+        return handle.id
+
     async def many(self, type: str, count: int, **options: Any) -> list[UUID]:
         """Enqueue many in one transaction."""
         keys = [self.register(type) for _ in range(count)]

@@ -12,6 +12,7 @@ import asyncpg
 
 from chaos import measure
 from chaos.faults.row import fault
+from dhara.errors import DharaError
 from dhara.store import migrate
 from dhara.store.migrate import Migration
 
@@ -193,6 +194,7 @@ async def notify_full(arena: Arena, rng: random.Random) -> dict[str, Any]:
         await listener.fetchval("SELECT 1")
         usage = await _fill(db)
         end = time.monotonic() + 8.0
+        plain = 0
         while time.monotonic() < end:
             key = arena.workload.register("noop")
             try:
@@ -202,9 +204,13 @@ async def notify_full(arena: Arena, rng: random.Random) -> dict[str, Any]:
                 done += 1
             except asyncpg.PostgresError:
                 failed += 1
+            try:
+                await arena.workload.plain("noop")
+            except DharaError:
+                plain += 1
             await asyncio.sleep(0.05)
         await transaction.rollback()
-    errors = arena.workload.errors - before
+    errors = arena.workload.errors - before + plain
     return {
         "usage": usage, "measured": f"queue {100 * usage:.0f} % full: {errors} of the clients' enqueues failed; by the SQL"
         f" function {failed} of {done + failed}",

@@ -11,9 +11,11 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from dhara import AsyncClient
 from dhara.embedded import DEBIAN_FOLDERS, EmbeddedPostgres, find_binaries
 from dhara.embedded.server import free_port
 from dhara.store import migrate
+from dhara.store.wakeup import channel
 from tests import invariants
 from tests.e2e.kit import SHORT, SHORT_LEASE, Facts, Fleet, L, P, R, Stopwatch, pause, state
 from tests.waiting import eventually
@@ -168,9 +170,7 @@ async def test_a_worker_that_starts_while_the_database_is_away(
     assert await worker.stop() == 0
 
 
-async def test_an_enqueue_by_sql_does_not_fail_for_want_of_room_for_its_wakeup(
-    facts: Facts, own_server: EmbeddedPostgres
-) -> None:
+async def test_no_enqueue_fails_for_want_of_room_for_its_wakeup(facts: Facts, own_server: EmbeddedPostgres) -> None:
     """F44: a session that listens and idles in its transaction fills the queue of notifications; every COMMIT that notifies
     fails from then on."""
     db = await facts.connection()
@@ -190,6 +190,10 @@ async def test_an_enqueue_by_sql_does_not_fail_for_want_of_room_for_its_wakeup(
                     "SELECT pg_notify('somebody', repeat(n::text, 2000)) FROM generate_series(10, 40) AS n"
                 )
         assert await db.fetchval("SELECT created FROM dhara.enqueue('t')")
+        # As a worker that sleeps.
+        await listener.fetchval("SELECT pg_advisory_lock_shared(hashtextextended($1, 0))", channel("dhara", "wakeup"))
+        async with AsyncClient(facts.dsn) as client:
+            assert (await client.enqueue("t")).created
     finally:
         await listener.close()
         await db.execute("ALTER SYSTEM RESET max_notify_queue_pages")

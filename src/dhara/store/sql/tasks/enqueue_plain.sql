@@ -17,8 +17,10 @@ WITH now AS MATERIALIZED (
 )
 SELECT at,
        -- A commit that notifies waits for every other one that does. So only who sleeps is told, and under load nobody does: each
-       -- worker that sleeps holds the lock that is tried here.
+       -- worker that sleeps holds the lock that is tried here. In a queue of notifications that is full (somebody listens and idles
+       -- in a transaction) the commit would fail; workers look by themselves, too.
        CASE WHEN $9::text <> '' AND NOT CASE WHEN pg_try_advisory_lock(hashtextextended($9, 0))
                                              THEN pg_advisory_unlock(hashtextextended($9, 0)) ELSE false END
+                 AND pg_notification_queue_usage() < 0.5
             THEN (SELECT count(pg_notify($9, q.queue)) FROM unnest($8::text[]) AS q (queue)) END AS told
 FROM now
