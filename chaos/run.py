@@ -144,6 +144,8 @@ async def _run(order: Order, arena: Arena) -> tuple[dict[str, Any], Verdict, Sho
         }
         if order.every:
             summary["soak"] = await soak.verdict(sampler, db, injections, began, ended)
+            if order.out is not None:
+                sampler.save(order.out / "samples.jsonl")
     finally:
         await db.close()
     summary["ok"] = (

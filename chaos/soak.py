@@ -7,12 +7,14 @@ after a warm-up: in a soak one worker is spared by the faults that kill, and mee
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +76,15 @@ class Sampler:
             with suppress(Exception):  # the database may be away
                 await self._look()
             await asyncio.sleep(EVERY)
+
+    def save(self, path: Path) -> None:
+        """Every sample, a line each."""
+        with path.open("w") as file:
+            for name, samples in self.processes.items():
+                for one in samples:
+                    file.write(json.dumps({"process": name, **asdict(one)}) + "\n")
+            for table in self.tables:
+                file.write(json.dumps({"tables": asdict(table)}) + "\n")
 
     async def _look(self) -> None:
         now = time.time()
