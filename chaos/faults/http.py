@@ -7,6 +7,7 @@ import json
 import random
 import time
 from contextlib import suppress
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -84,14 +85,16 @@ async def http_flood(arena: Arena, rng: random.Random) -> dict[str, Any]:
     needs="server", lasting=True, bar="p99 of normal requests at most 2 ×, 95 % of the rate",
 )  # fmt: skip
 async def slow_clients(arena: Arena, rng: random.Random) -> dict[str, Any]:
-    calm = await _steadily(arena, 8.0)
-    before, start = await measure.calm_and(arena, 8.0)
+    start = await _now(arena)
+    calm = await _steadily(arena, 10.0)
+    before = await measure.since(arena, start)
     where = urlsplit(arena.url)
     end = time.monotonic() + 20.0
     slow = [asyncio.create_task(_drip(where.hostname, where.port, end)) for _ in range(500)]
     slow += [asyncio.create_task(_half_close(where.hostname, where.port, end)) for _ in range(200)]
     slow += [asyncio.create_task(_stream(where.hostname, where.port, end)) for _ in range(50)]
     await asyncio.sleep(3.0)
+    start = await _now(arena)
     hurt = await _steadily(arena, 15.0)
     during = await measure.since(arena, start)
     refused = sum(await asyncio.gather(*slow))
@@ -102,6 +105,11 @@ async def slow_clients(arena: Arena, rng: random.Random) -> dict[str, Any]:
         f" {during.against(before)}; {refused} of 750 were sent away meanwhile",
         "met": slowed <= 2.0 and during.rate >= 0.95 * before.rate,
     }  # fmt: skip
+
+
+async def _now(arena: Arena) -> datetime:
+    async with measure.session(arena) as db:
+        return await measure.now(db)
 
 
 async def _steadily(arena: Arena, seconds: float) -> list[float]:
