@@ -156,8 +156,8 @@ async def _told_to_end(arena: Arena, rng: random.Random, signals: int, most: flo
     code = await member.process.ended(G + 30)
     took = time.monotonic() - start
     member.start()
-    # Without anything left to wait for, the first signal was enough.
-    met = took <= most and code in (wanted, 0)
+    # Without anything left to wait for, the first signal was enough; one that comes after all has ended kills what is left.
+    met = took <= most and code in (wanted, 0, -signal.SIGTERM)
     return {
         "worker": member.index, "exit": code, "took": round(took, 2),
         "measured": f"exit {code} after {took:.1f} s", "met": met,

@@ -242,8 +242,8 @@ async def _operate(
 
 
 @fault(
-    "F58", "deploy skew", "for twelve seconds one more worker, of a release that knows two types only; payloads with a field"
-    " that nobody knows yet", every=25.0, lasting=True, bar="no failure counted, start delay p99 within 2 s",
+    "F58", "deploy skew", "for twelve seconds one more worker, of a release that knows two types only",
+    every=25.0, lasting=True, bar="no failure counted, start delay p99 within 2 s",
 )  # fmt: skip
 async def deploy_skew(arena: Arena, rng: random.Random) -> dict[str, Any]:
     member = arena.pick(rng)

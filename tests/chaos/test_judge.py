@@ -141,14 +141,25 @@ def test_recovery_and_the_ledger(tmp_path: Path) -> None:
     (figures,) = recovery.recoveries(times, [injection], 100.0, 30.0).values()
     assert 2.8 <= figures["worst"] <= 3.1
     ledger = tmp_path / "ledger.json"
-    base = {"acknowledged": 5, "lost": 0, "starts": 6, "unexplained": 0, "violations": 0}
+    base = {"acknowledged": 5, "lost": 0, "starts": 6, "unexplained": 0, "violations": 0, "postgres": "18.6"}
     for injected in (3, 4):
         report.add_to_ledger(ledger, base | {"rows": {"F1": {"injected": injected, **figures}}})
     import json
 
     totals = report.totals(json.loads(ledger.read_text()))
     assert (totals["rows"], totals["kinds"], totals["acknowledged"]) == ({"F1": 7}, {"kill -9": 7}, 10)
-    assert FAULTS["F1"].about in report.ledger_table(json.loads(ledger.read_text()))
+    table = report.ledger_table(json.loads(ledger.read_text()))
+    assert FAULTS["F1"].about in table
+    assert "**missed**" not in table
+    assert "7 on PostgreSQL 18.6" in table
+    # A run that had the machine to itself decides; a fault that measures by itself says whether its bar is met.
+    slow = {"injected": 1, "measured": 1, "median": 4.0, "worst": 4.0}
+    report.add_to_ledger(ledger, base | {"rows": {"F1": slow}, "alone": True})
+    told = {"injected": 2, "told": [{"measured": "so", "met": True}, {"measured": "not so", "met": False}]}
+    report.add_to_ledger(ledger, base | {"rows": {"F9": told}})
+    table = report.ledger_table(json.loads(ledger.read_text()))
+    assert "at worst 4.0 s, alone | **missed** |" in table
+    assert "not so | **missed** (1 of 2) |" in table
 
 
 # breaks what a schedule should have done, $1 a task that it enqueued

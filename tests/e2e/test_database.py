@@ -177,6 +177,7 @@ async def test_no_enqueue_fails_for_want_of_room_for_its_wakeup(facts: Facts, ow
     if own_server.binaries.major < 17:
         pytest.skip("only since PostgreSQL 17 can that queue be small enough for a test")
     await db.execute("ALTER SYSTEM SET max_notify_queue_pages = 64")
+    await facts.close()
     own_server.restart()
     db = await facts.connection()
     listener = await asyncpg.connect(facts.dsn)
@@ -197,4 +198,5 @@ async def test_no_enqueue_fails_for_want_of_room_for_its_wakeup(facts: Facts, ow
     finally:
         await listener.close()
         await db.execute("ALTER SYSTEM RESET max_notify_queue_pages")
+        await facts.close()
         own_server.restart()
