@@ -64,7 +64,11 @@ def _options(running: argparse.ArgumentParser, name: str) -> None:
     running.add_argument("--lease", type=float, default=6.0, help="seconds; the beat is a second")
     running.add_argument("--postgres", type=int, help="15 or 18; default: dhara's own choice")
     running.add_argument("--proxied", action="store_true", help="every connection through our proxy")
-    running.add_argument("--alone", action="store_true", help="nothing else runs here: its times count in the report")
+    running.add_argument(
+        "--priority",
+        action="store_true",
+        help="it runs before all else on this machine (nice): its times count in the report",
+    )
     running.add_argument("--out", type=Path, help="folder of the report")
     running.add_argument("--ledger", type=Path, help=f"add to this ledger, such as {LEDGER.relative_to(ROOT)}")
 
@@ -86,7 +90,7 @@ def _run(given: argparse.Namespace) -> int:
     order = Order(
         seed=given.seed, rows=rows, seconds=given.minutes * 60, rate=given.rate, workers=given.workers,
         processes=given.processes, pace=given.pace, least=given.least, calm=given.calm, lease=given.lease,
-        postgres=given.postgres, out=given.out, proxied=proxied, every=given.every, alone=given.alone,
+        postgres=given.postgres, out=given.out, proxied=proxied, every=given.every, priority=given.priority,
     )  # fmt: skip
     summary, verdict = asyncio.run(run(order))
     print(report.page(summary, verdict))

@@ -177,10 +177,10 @@ def _servers(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _measured(row: str, runs: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """What came of a row, and whether that is its bar; by those runs that had the machine to themselves, if there are any."""
+    """What came of a row, and whether its bar is met; by those runs that had priority on the machine, if there are any."""
     mine = [run for run in runs if run["rows"].get(row, {}).get("injected")]
-    alone = [run for run in mine if run.get("alone")]
-    figures = [run["rows"][row] for run in alone or mine]
+    first = [run for run in mine if run.get("priority")]
+    figures = [run["rows"][row] for run in first or mine]
     # What a fault measures by itself is told of its latest run, which has what was mended.
     told = [one for found in figures[-1:] for one in found.get("told", ())]
     held = not any(run["violations"] for run in mine)
@@ -197,5 +197,5 @@ def _measured(row: str, runs: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     worst = "not in time" if None in worsts else f"{max(worsts):.1f} s"
     most = FAULTS[row].most
     met = held if most is None else held and None not in worsts and max(worsts) <= most
-    where = ", alone" if alone and most is not None else ""
+    where = ", with priority" if first and most is not None else ""
     return f"after {middle:.1f} s, at worst {worst}{where}", "met" if met else "**missed**"

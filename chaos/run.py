@@ -45,7 +45,7 @@ class Order:
     proxied: bool = False
     bound: float | None = None  # seconds until what a killed runner held is claimed again (I11)
     steps: tuple[Step, ...] = ()  # a schedule made by hand
-    alone: bool = False  # nothing else runs on this machine: times are worth judging
+    priority: bool = False  # it runs before all else on this machine: times are worth judging
     every: float = 0.0  # one fault of any row each so many seconds, instead of row after row
 
 
@@ -122,7 +122,7 @@ async def _run(order: Order, arena: Arena) -> tuple[dict[str, Any], Verdict, Sho
             "seconds": ended - began,
             "rate": order.rate,
             "workers": order.workers,
-            "alone": order.alone,
+            "priority": order.priority,
             "acknowledged": len(arena.workload.acknowledged),
             "slowest_enqueue": round(arena.workload.slowest, 2),
             "starts": await db.fetchval("SELECT count(*) FROM dhara.attempts"),

@@ -152,13 +152,13 @@ def test_recovery_and_the_ledger(tmp_path: Path) -> None:
     assert FAULTS["F1"].about in table
     assert "**missed**" not in table
     assert "7 on PostgreSQL 18.6" in table
-    # A run that had the machine to itself decides; a fault that measures by itself says whether its bar is met.
+    # A run that had priority decides; a fault that measures by itself says whether its bar is met.
     slow = {"injected": 1, "measured": 1, "median": 4.0, "worst": 4.0}
-    report.add_to_ledger(ledger, base | {"rows": {"F1": slow}, "alone": True})
+    report.add_to_ledger(ledger, base | {"rows": {"F1": slow}, "priority": True})
     told = {"injected": 2, "told": [{"measured": "so", "met": True}, {"measured": "not so", "met": False}]}
     report.add_to_ledger(ledger, base | {"rows": {"F9": told}})
     table = report.ledger_table(json.loads(ledger.read_text()))
-    assert "at worst 4.0 s, alone | **missed** |" in table
+    assert "at worst 4.0 s, with priority | **missed** |" in table
     assert "not so | **missed** (1 of 2) |" in table
 
 
