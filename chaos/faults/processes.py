@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from chaos import measure
 from chaos.faults.row import fault
 from tests.e2e.kit import G, L
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from chaos.arena import Arena, Member
@@ -147,6 +148,8 @@ async def rolled(arena: Arena, rng: random.Random) -> dict[str, Any]:
 
 async def _told_to_end(arena: Arena, rng: random.Random, signals: int, most: float, wanted: int) -> dict[str, Any]:
     member = arena.pick(rng)
+    # One that has hardly begun dies of the signal as any process does.
+    await eventually(lambda: member.process.runners and member.process.keepers, 60, "the worker to be there")
     start = time.monotonic()
     for n in range(signals):
         if n and member.process.popen.poll() is None:
