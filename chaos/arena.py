@@ -115,6 +115,7 @@ class Arena:
         self.clock: Path | None = None
         self.members: list[Member] = []
         self.excused: set[int] = set()  # runners that were silenced: their leases may be lost
+        self.stood: list[tuple[int, float, float]] = []  # (pid, stopped, continued), monotonic
         self.deaths: list[tuple[int, float]] = []  # (runner's pid, wall time)
         self.spared = 0  # how many of the last workers no fault picks
         self.rewound: list[tuple[float, float]] = []  # what a failover took back: since when, until when (wall time)

@@ -64,6 +64,7 @@ class Evidence:
     rewound: Sequence[tuple[float, float]] = ()
     times: Mapping[UUID, float] = field(default_factory=dict)
     delays: Sequence[float] = ()
+    stood: Sequence[tuple[int, float, float]] = ()  # processes that stood still: pid, since, until, monotonic
 
 
 @dataclass
@@ -123,7 +124,7 @@ async def judge(db: Connection, evidence: Evidence) -> Verdict:
     if "overlaps" not in evidence.skips:  # the server's clock can be compared with ours
         found["I11"] += await invariants.taken_back(db, deaths, evidence.bound)
     runs = evidence.notes.runs if not evidence.rewound else _kept(evidence)
-    found["I12"] += overlapping(runs, evidence.excused)
+    found["I12"] += overlapping(runs, evidence.excused, evidence.stood)
     claims = {row["lease"]: row for row in await db.fetch("SELECT lease, task_id, attempt FROM dhara.attempts")}
     found["I13"] += unclaimed(runs, claims)
     found["I14"] += await invariants.i14(db, type="effect")
@@ -157,8 +158,14 @@ async def nobodys(db: Connection, asked: Iterable[str], acknowledged: Iterable[U
     return [dict(row) for row in await db.fetch(query, list(asked), list(acknowledged))]
 
 
-def overlapping(runs: Iterable[Run], excused: Iterable[int] = ()) -> Violations:
-    """I12: executions of one task at the same time, but where one side was silenced; never for `exclusive`.
+_WAKING = 2.0  # seconds after SIGCONT until whoever watches has looked at the clock, on a busy machine
+
+
+def overlapping(
+    runs: Iterable[Run], excused: Iterable[int] = (), stood: Sequence[tuple[int, float, float]] = ()
+) -> Violations:
+    """I12: executions of one task at the same time, but where one side was silenced; never for `exclusive`, unless that side
+    stood still as the other began, when nothing could act, and was over as soon as it went on.
 
     An execution without an end ended at an unknown moment: its process was killed.
     """
@@ -173,7 +180,14 @@ def overlapping(runs: Iterable[Run], excused: Iterable[int] = ()) -> Violations:
             for other in mine[n + 1 :]:
                 if one.end is None or other.start >= one.end:
                     continue
-                if one.type == "exclusive" or not {one.pid, other.pid} & silenced:
+                if one.type == "exclusive":
+                    broken = not any(
+                        pid == one.pid and since <= other.start and one.end <= until + _WAKING
+                        for pid, since, until in stood
+                    )
+                else:
+                    broken = not {one.pid, other.pid} & silenced
+                if broken:
                     detail = f"attempts {one.attempt} and {other.attempt}, {one.end - other.start:.3f} s"
                     found.append({"what": "two executions at once", "task_id": task, "detail": detail})
     return found

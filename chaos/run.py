@@ -176,6 +176,7 @@ def _evidence(order: Order, arena: Arena) -> Evidence:
         poison_expected=bool({"F8", "F9"} & set(order.rows)),
         rewound=arena.rewound,
         times=work.times,
+        stood=arena.stood,
         delays=arena.delays,
     )
 

@@ -52,11 +52,13 @@ async def keeper_killed(arena: Arena, rng: random.Random) -> dict[str, Any]:
 
 async def _stop(arena: Arena, member: Member, seconds: float) -> None:
     stopped = member.process.family
+    since = time.monotonic()
     member.process.signal(signal.SIGSTOP, *stopped)
     try:
         await asyncio.sleep(seconds)
     finally:
         member.process.signal(signal.SIGCONT, *stopped)
+        arena.stood += [(pid, since, time.monotonic()) for pid in stopped]
 
 
 @fault("F4", "SIGSTOP/CONT", "a whole worker stands still for longer than its lease", every=22.0, lasting=True)

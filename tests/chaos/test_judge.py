@@ -110,6 +110,10 @@ def test_overlaps_are_excused_where_a_side_was_silenced_but_never_for_exclusive(
     for type, excused in (("noop", 0), ("exclusive", 1)):
         assert len(overlapping([run(1, 10, type), run(2, 20, type)], [10])) == excused
     assert len(overlapping([run(1, 10, "noop"), run(2, 20, "noop")], [30])) == 1
+    # Attempt 1 runs from 1 to 6, attempt 2 from 2 on. Whoever stands still cannot be stopped; whoever goes on must be.
+    exclusive = [run(1, 10, "exclusive"), run(2, 20, "exclusive")]
+    for stop, broken in (((10, 1.5, 5.5), 0), ((10, 1.5, 3.0), 1), ((10, 2.5, 5.5), 1), ((20, 1.5, 5.5), 1)):
+        assert len(overlapping(exclusive, [10], [stop])) == broken
 
 
 def test_notes_survive_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
