@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import pty
+import secrets
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 import pytest
@@ -131,6 +133,29 @@ def test_unreachable_hosts_and_passwords(dhara_alone: Dhara) -> None:
             result = Dhara({"DHARA_DATABASE_URL": dsn}, dhara_alone.folder)("tasks", "list", *debug, code=code)
             assert secret not in result.output
             assert debug or len(result.stderr.splitlines()) == 1
+
+
+def test_a_database_user_without_rights(dhara: Dhara, dsn: str) -> None:
+    import psycopg
+
+    parts = urlsplit(dsn)
+    name, password = f"dhara_stranger_{secrets.token_hex(4)}", "hunter2"
+    stranger = parts._replace(netloc=f"{name}:{password}@{parts.netloc.rpartition('@')[2]}").geturl()
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{password}'")  # type: ignore[arg-type]
+        try:
+            theirs = Dhara({"DHARA_DATABASE_URL": stranger}, dhara.folder)
+            assert "permission denied for schema" in theirs("tasks", "list", code=3).stderr
+            connection.execute(f"GRANT USAGE ON SCHEMA dhara TO {name}")  # type: ignore[arg-type]
+            connection.execute(f"GRANT SELECT ON dhara.migrations TO {name}")  # type: ignore[arg-type]
+            for arguments in (["tasks", "list"], ["enqueue", "t"], ["queues", "limit", "q", "5"], ["keys", "list"]):
+                result = theirs(*arguments, code=78)
+                assert "this database user may not do that" in result.stderr, arguments
+                assert len(result.stderr.splitlines()) == 1
+                assert password not in result.output
+        finally:
+            connection.execute(f"DROP OWNED BY {name}")  # type: ignore[arg-type]
+            connection.execute(f"DROP ROLE {name}")  # type: ignore[arg-type]
 
 
 def test_a_database_that_does_not_exist(dhara: Dhara, dsn: str) -> None:
