@@ -142,20 +142,20 @@ def test_a_database_user_without_rights(dhara: Dhara, dsn: str) -> None:
     name, password = f"dhara_stranger_{secrets.token_hex(4)}", "hunter2"
     stranger = parts._replace(netloc=f"{name}:{password}@{parts.netloc.rpartition('@')[2]}").geturl()
     with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{password}'")  # type: ignore[arg-type]
+        connection.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{password}'")
         try:
             theirs = Dhara({"DHARA_DATABASE_URL": stranger}, dhara.folder)
             assert "permission denied for schema" in theirs("tasks", "list", code=3).stderr
-            connection.execute(f"GRANT USAGE ON SCHEMA dhara TO {name}")  # type: ignore[arg-type]
-            connection.execute(f"GRANT SELECT ON dhara.migrations TO {name}")  # type: ignore[arg-type]
+            connection.execute(f"GRANT USAGE ON SCHEMA dhara TO {name}")
+            connection.execute(f"GRANT SELECT ON dhara.migrations TO {name}")
             for arguments in (["tasks", "list"], ["enqueue", "t"], ["queues", "limit", "q", "5"], ["keys", "list"]):
                 result = theirs(*arguments, code=78)
                 assert "this database user may not do that" in result.stderr, arguments
                 assert len(result.stderr.splitlines()) == 1
                 assert password not in result.output
         finally:
-            connection.execute(f"DROP OWNED BY {name}")  # type: ignore[arg-type]
-            connection.execute(f"DROP ROLE {name}")  # type: ignore[arg-type]
+            connection.execute(f"DROP OWNED BY {name}")
+            connection.execute(f"DROP ROLE {name}")
 
 
 def test_a_database_that_does_not_exist(dhara: Dhara, dsn: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import asyncpg
@@ -12,6 +12,7 @@ import pytest
 
 from dhara import AsyncClient, QueueFull
 from dhara.client import valve
+from dhara.client.valve import Valve
 from dhara.store.pool import Pool
 from dhara.store.queues import Queues
 
@@ -32,6 +33,12 @@ WAYS: dict[str, tuple[Way, type[Exception]]] = {
     "enqueue_tx": (lambda client, connection: client.enqueue_tx(connection, "t", queue="mail"), QueueFull),
     "SQL": (_sql, asyncpg.ConfigurationLimitExceededError),
 }
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is, the first look is waited for."""
+    monkeypatch.setattr(valve, "MOST_WAIT", 60.0)
 
 
 @pytest.mark.parametrize("name", WAYS)
@@ -107,3 +114,11 @@ async def test_which_queues_are_full_is_noted_once(pool: Pool) -> None:
         await queues.loads(True)
         assert time.monotonic() - started < 10
     assert await pool.fetchval("SELECT array_agg(name ORDER BY name) FROM dhara.full_queues") == ["b", "c"]
+
+
+async def test_without_limits_no_task_is_built_to_be_counted(pool: Pool) -> None:
+    def untouched() -> Iterator[str]:
+        raise AssertionError
+        yield ""
+
+    await Valve(Queues(pool), 0.0).admit(untouched())

@@ -11,13 +11,15 @@ import httpx
 import pytest
 
 from dhara.dashboard import app
+from dhara.dashboard.keys import NoKeys
 from dhara.domain.lifecycle import State
 from dhara.domain.schedule import Spec
 from dhara.store.pool import DatabaseSettings, Pool
+from dhara.store.queues import Queues
 from dhara.store.schedules import Schedules
 from dhara.store.stats import Stats
 from dhara.store.tasks import Tasks
-from tests.dashboard.conftest import Wakes, browser, send
+from tests.dashboard.conftest import Wakes, browser, send, served
 from tests.factories import make_task, make_worker
 
 PATHS = ("/", "/tasks", "/failures", "/dead-letters", "/queues", "/workers", "/schedules", "/audit")
@@ -106,6 +108,15 @@ async def test_cancel_of_a_running_task_asks_its_worker(pool: Pool, visitor: htt
     task = await make_task(pool, "RUNNING", worker=worker)
     page = await send(visitor, f"/tasks/{task.id}/cancel", f"/tasks/{task.id}")
     assert "asked to stop" in page.text and wakes.canceled == [worker]
+
+
+async def test_a_queues_limit_and_that_it_is_full(pool: Pool) -> None:
+    await make_task(pool, queue="mail")
+    for most, shown in ((2, ["at most 2"]), (1, ["at most 1", "FULL"]), (None, [])):
+        await Queues(pool).limit("mail", most, "test")
+        async with browser(served(pool, NoKeys())) as visitor:  # a new one, whose figures are new
+            text = (await visitor.get("/queues")).text
+        assert [word for word in ("at most 2", "at most 1", "FULL") if word in text] == shown
 
 
 async def test_pause_and_resume(pool: Pool, visitor: httpx.AsyncClient, wakes: Wakes) -> None:

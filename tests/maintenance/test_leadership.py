@@ -12,6 +12,7 @@ from dhara.domain.lifecycle import State
 from dhara.maintenance import Maintenance
 from dhara.maintenance.settings import MaintenanceSettings
 from dhara.store.pool import Pool
+from dhara.store.queues import Queues
 from dhara.store.tasks import Tasks
 from dhara.store.workers import Duty, Workers
 from tests import invariants
@@ -64,6 +65,19 @@ async def test_the_leader_learns_what_there_is_to_do(db: Connection) -> None:
     assert found.long
     assert found.chore_in == pytest.approx(3600, abs=60)
     assert await workers.next_chore() == pytest.approx(3600, abs=60)
+
+
+async def test_the_leader_notes_which_queues_are_full(pool: Pool) -> None:
+    """For fleets in which only SQL enqueues."""
+    queues, leader = Queues(pool), Maintenance(pool, MaintenanceSettings())
+    noted = "SELECT count(*) FROM dhara.full_queues"
+    await queues.limit("mail", 1, "test")
+    await make_task(pool, queue="mail")
+    await leader.round()
+    assert await pool.fetchval(noted) == 1
+    await queues.limit("mail", 2, "test")
+    await leader.round()
+    assert await pool.fetchval(noted) == 0
 
 
 async def test_only_the_leader_works_and_another_takes_over(pool: Pool, db: Connection) -> None:

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 FRESH, STALE = 1.0, 5.0
 PAUSE = 0.5
+# A database that is slow to answer is no reason to wait twice.
+MOST_WAIT = 1.0
 
 
 class Valve:
@@ -37,17 +39,25 @@ class Valve:
         return not self._pressure.limited and time.monotonic() - self._looked < FRESH
 
     async def admit(self, queues: Iterable[str]) -> None:
-        """Count enqueues into these queues, all or none, once they fit. Raises `QueueFull` if they do not in time."""
+        """Count enqueues into these queues, all or none, once they fit. Raises `QueueFull` if they do not in time.
+
+        Without any limit `queues` is not gone through: many tasks need not be built for it.
+        """
+        await self._look()
+        if not self._pressure.limited:
+            return
         wanted = tuple(queues)
         give_up = time.monotonic() + self._patience
         while True:
-            await self._look()
             try:
-                return self._pressure.take_all(wanted)
+                self._pressure.take_all(wanted)
             except QueueFull:
                 if time.monotonic() + PAUSE > give_up:
                     raise
+            else:
+                return
             await asyncio.sleep(PAUSE * random.uniform(0.5, 1.5))
+            await self._look()
 
     async def close(self) -> None:
         if self._looking is not None:
@@ -61,7 +71,7 @@ class Valve:
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._refresh(), name="looking for full queues")
         if age >= STALE:
-            await asyncio.wait({self._looking})
+            await asyncio.wait({self._looking}, timeout=MOST_WAIT)
 
     async def _refresh(self) -> None:
         try:
