@@ -32,9 +32,11 @@ async def send_email(to: str, subject: str = "", *, ctx: Context) -> dict[str, s
 
 
 @tasks.task("always_fail", retry=RetryPolicy(max_retries=3, base=0.4, cap=2))
-async def always_fail(ctx: Context, message: str = "this handler always fails") -> None:
-    """Fail, so that retries, backoff and the dead letters can be seen."""
-    ctx.log.warning("attempt %d is about to fail", ctx.attempt)
+async def always_fail(ctx: Context, message: str = "this handler always fails", fail: bool = True) -> str:
+    """Fail, so that retries, backoff and the dead letters can be seen; and be mended, by another payload."""
+    if not fail:
+        return "mended"
+    ctx.log.warning('attempt %d is about to fail; with the payload {"fail": false} it would not', ctx.attempt)
     raise RuntimeError(message)
 
 

@@ -31,7 +31,7 @@ from dhara.store.tasks import Tasks
 from tests.conftest import Databases
 from tests.dashboard.conftest import ADMIN, OPERATOR, READER, FewKeys, served
 from tests.dashboard.hostile import HOSTILE
-from tests.factories import claim, make_task, make_worker, settle_all, settlement
+from tests.factories import claim, make_task, make_worker, new_task, settle_all, settlement
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
@@ -65,6 +65,7 @@ class Place(NamedTuple):
     pool: Pool
     keys: FewKeys
     browser: Browser
+    signed_in: dict[str, Any]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -77,7 +78,7 @@ async def place(databases: Databases, template: str) -> AsyncIterator[Place]:
         async_playwright() as playwright,
     ):
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield Place(address, pool, keys, browser)
+        yield Place(address, pool, keys, browser, {})
         await browser.close()
     databases.drop(name)
 
@@ -96,8 +97,10 @@ async def _serving(app: Any) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def watched(place: Place, key: str | None = OPERATOR, **options: Any) -> AsyncIterator[Page]:
-    """A fresh browser profile, signed in; whatever goes wrong in it fails the test."""
-    context = await place.browser.new_context(base_url=place.address, **options)
+    """A fresh browser profile, signed in (by the form the first time that a key is used, then with the cookies of then);
+    whatever goes wrong in it fails the test."""
+    state = place.signed_in.get(key or "")
+    context = await place.browser.new_context(base_url=place.address, storage_state=state, **options)
     context.set_default_timeout(20_000)
     page = await context.new_page()
     wrong: list[str] = []
@@ -115,8 +118,9 @@ async def watched(place: Place, key: str | None = OPERATOR, **options: Any) -> A
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("dialog", dialog)
     await page.add_init_script(WATCH)
-    if key:
+    if key and state is None:
         await enter(page, key)
+        place.signed_in[key] = await context.storage_state()
     yield page
     assert not wrong
     await context.close()
@@ -186,28 +190,27 @@ _OVERFLOW = """() => [...document.querySelectorAll("body *")]
     .map(e => e.outerHTML.slice(0, 100)).slice(0, 5)"""
 
 
-@pytest.mark.parametrize(
-    "kind, size, rules",
-    [
-        ("light", (1280, 800), None),
-        # Only colours and widths can differ from that.
-        ("dark", (1280, 800), ["color-contrast"]),
-        ("light", (360, 740), ["target-size", "scrollable-region-focusable"]),
-    ],
-    ids=["light", "dark", "narrow"],
-)
-async def test_every_page_is_sound(
-    place: Place, work: dict[str, str], kind: Any, size: tuple[int, int], rules: list[str] | None
-) -> None:
+NARROW, WIDE = {"width": 360, "height": 740}, {"width": 1280, "height": 800}
+
+
+async def test_every_page_is_sound(place: Place, work: dict[str, str]) -> None:
+    """Each is loaded once, and looked at light, dark and narrow."""
     axe, wrong = AXE.read_text(), {}
-    async with watched(place, ADMIN, color_scheme=kind, viewport={"width": size[0], "height": size[1]}) as page:
+    async with watched(place, ADMIN, color_scheme="light", viewport=WIDE) as page:
         for name, path in PAGES.items():
+            await page.set_viewport_size(WIDE)  # type: ignore[arg-type]
+            await page.emulate_media(color_scheme="light")
             await page.goto(path.format(**work))
             await page.evaluate(axe)
-            if found := await page.evaluate(_AXE_RUN, rules):
-                wrong[name] = found
-            if await page.evaluate("document.documentElement.scrollWidth") > size[0]:
-                wrong[f"{name}, too wide"] = await page.evaluate(_OVERFLOW)
+            found = {"light": await page.evaluate(_AXE_RUN, None)}
+            # Only colours and widths can differ from that.
+            await page.emulate_media(color_scheme="dark")
+            found["dark"] = await page.evaluate(_AXE_RUN, ["color-contrast"])
+            await page.set_viewport_size(NARROW)  # type: ignore[arg-type]
+            found["narrow"] = await page.evaluate(_AXE_RUN, ["target-size", "scrollable-region-focusable"])
+            if await page.evaluate("document.documentElement.scrollWidth") > NARROW["width"]:
+                found["too wide"] = await page.evaluate(_OVERFLOW)
+            wrong |= {f"{name}, {how}": what for how, what in found.items() if what}
     assert not wrong, json.dumps(wrong, indent=2)
 
 
@@ -267,6 +270,18 @@ async def test_pause_a_queue_and_read_it_elsewhere(place: Place, work: dict[str,
         await expect(other.locator("#queue-pausable")).to_contain_text("PAUSED")
         await page.get_by_role("button", name="Resume pausable").click()
         await expect(page.locator("#queue-pausable")).not_to_contain_text("PAUSED")
+
+
+async def test_drain_a_worker_after_a_second_thought(place: Place, work: dict[str, str]) -> None:
+    worker = await make_worker(place.pool, types=["drained.type"])
+    async with watched(place) as page:
+        await page.goto("/workers")
+        card = page.locator(f"article[aria-labelledby='w-{worker}']")
+        await card.get_by_text("Drain …").click()
+        await expect(page.locator("#live-state")).to_have_attribute("data-state", "paused")
+        await card.get_by_role("button", name="Drain it").click()
+        await expect(card).to_contain_text("told to drain by operator")
+        await expect(card.locator(".status")).to_have_text("DRAINING")
 
 
 async def test_sign_in_with_each_scope(place: Place, work: dict[str, str]) -> None:
@@ -332,8 +347,11 @@ async def test_hostile_texts_stay_texts(place: Place) -> None:
     await pool.execute("UPDATE dhara.workers SET host = $2, version = $2 WHERE id = $1", worker, "".join(HOSTILE))
     lines = json.dumps([{"at": text, "level": text, "message": text} for text in HOSTILE])
     error = json.dumps({"class": everything, "message": everything, "traceback": everything})
-    for n, text in enumerate(HOSTILE):
-        await make_task(pool, type=text, queue=text if n % 8 == 0 else queue, tags=(text,), idempotency_key=text)
+    many = [
+        new_task(text, queue=text if n % 8 == 0 else queue, tags=(text,), idempotency_key=text)
+        for n, text in enumerate(HOSTILE)
+    ]
+    await Tasks(pool).enqueue(many)
     big = await make_task(
         pool,
         type=HOSTILE[1],
@@ -353,8 +371,9 @@ async def test_hostile_texts_stay_texts(place: Place) -> None:
         await place.pool.execute(
             "INSERT INTO dhara.queues (name, paused_at, paused_by) VALUES ($1, now(), $1) ON CONFLICT DO NOTHING", text
         )
-    for text in HOSTILE:
-        await Audit(pool).record(text, "task.cancel", text, {"before": text}, {"after": text})
+    async with pool.acquire() as connection, connection.transaction():
+        for text in HOSTILE:
+            await Audit(connection).record(text, "task.cancel", text, {"before": text}, {"after": text})
     async with watched(place) as page:
         paths = ["/", "/queues", "/workers", f"/tasks/{big.id}", f"/tasks/{busy.id}", "/tasks", "/failures", "/audit"]
         paths += ["/dead-letters", "/schedules"]

@@ -200,6 +200,7 @@ class Guide:
             return
         self.console.print("\n" + self._styled(f"dhara {__version__}", bold=True))
         lines = [
+            ("dashboard", f"{address}/"),
             ("server", f"{address}  (API: {address}/docs, health: {address}/readyz)"),
             ("worker", f"handlers of {self._module}"),
             ("database", self._database.embedded or redact(self._database.settings.database_url)),
@@ -234,7 +235,9 @@ class Guide:
         self.console.print("\nTry next, in another terminal:\n")
         self._say_usual()
         self._hint("what became of always_fail", f"curl -s {self._address}/api/v1/tasks/{dead.id}/logs")
-        self._hint("send it back to PENDING", f"curl -s -X POST {self._address}/api/v1/tasks/{dead.id}/retry")
+        mended = """-H 'content-type: application/json' -d '{"payload": {"fail": false}}'"""
+        self._hint("mend it", f"curl -s -X POST {self._address}/api/v1/tasks/{dead.id}/retry {mended}")
+        self._hint("see what runs, what failed and why, and mend it there", f"open {self._address}/ in a browser")
         self.console.print("Still serving; Ctrl-C stops everything.")
 
     def _say_usual(self) -> None:

@@ -113,7 +113,7 @@ def _database(s: Examined) -> Iterator[Finding]:
         cure = "set the clocks by NTP; dhara goes by the database's, but logs and run_at of clients do not"
         yield Finding("clock", WARN, ahead, cure)
     else:
-        yield Finding("clock", OK, ahead)
+        yield Finding("clock", OK, f"this machine's and the database's agree to {span(abs(s.clock))}")
     usage = f"{s.notify_usage:.0%} full"
     if s.notify_usage > NOTIFY_USAGE:
         cure = "a session listens in a long transaction; end it (see `vacuum horizon`)"
@@ -172,7 +172,9 @@ def _fleet(s: Examined, stale_after: float) -> Iterator[Finding]:
     if s.oldest_ready > OLDEST_READY:
         text = f"the oldest ready task has waited for {span(s.oldest_ready)}"
         yield Finding("backlog", WARN, text, "dhara tasks list --due ready; dhara tasks explain ID")
-    else:
+    elif s.oldest_ready:
         yield Finding("backlog", OK, f"the oldest ready task has waited for {span(s.oldest_ready)}")
+    else:
+        yield Finding("backlog", OK, "no task is ready and waits")
     if s.stopped_schedules:
         yield Finding("schedules", WARN, "stopped: " + ", ".join(s.stopped_schedules[:10]), "dhara schedules get NAME")
