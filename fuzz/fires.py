@@ -37,6 +37,7 @@ ROUND = 0.15
 PROCESSES = 3
 # No sooner than this after the last fault is there a leader again, who can be hit.
 SETTLED = 0.8
+PATIENCE = 60.0
 
 
 class Verdict(Struct, frozen=True):
@@ -141,6 +142,10 @@ async def _nemesis(pool: Pool, firers: list[_Firer], seconds: int, rng: random.R
             loop.call_later(STOPPED, found.signal, signal.SIGCONT)
     await asyncio.gather(*starts)
     await asyncio.sleep(STOPPED + 1.5)  # whoever was stopped wakes, and fires what it had in mind
+    # And on a busy machine, until what was missed while there was no leader has been caught up.
+    store, patience = Schedules(pool, schema), loop.time() + PATIENCE
+    while any(one.due_in < -1 for one in await store.due()) and loop.time() < patience:
+        await asyncio.sleep(0.1)
     return faults
 
 

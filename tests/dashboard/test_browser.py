@@ -195,7 +195,8 @@ NARROW, WIDE = {"width": 360, "height": 740}, {"width": 1280, "height": 800}
 
 async def test_every_page_is_sound(place: Place, work: dict[str, str]) -> None:
     """Each is loaded once, and looked at light, dark and narrow."""
-    axe, wrong = AXE.read_text(), {}
+    axe = AXE.read_text()
+    wrong: dict[str, Any] = {}
     async with watched(place, ADMIN, color_scheme="light", viewport=WIDE) as page:
         for name, path in PAGES.items():
             await page.set_viewport_size(WIDE)  # type: ignore[arg-type]
