@@ -24,7 +24,7 @@ from tests.worker.kit import Desk, running
 @pytest.fixture(autouse=True)
 def no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is woken then is woken by hints."""
-    monkeypatch.setattr(wakeup, "COMMIT_LAG", 3600)
+    monkeypatch.setattr(wakeup, "COMMIT_LAGS", ())
 
 
 async def test_a_hint_arrives(dsn: str, pool: Pool) -> None:
@@ -220,14 +220,44 @@ async def _nobody_sleeps(pool: Pool) -> bool:
     return bool(await pool.fetchval(f"{query} {where}") == 0)
 
 
-async def test_a_commit_under_way_as_the_worker_lies_down(
-    dsn: str, pool: Pool, monkeypatch: pytest.MonkeyPatch
+async def test_an_enqueue_under_way_as_the_worker_lies_down(
+    dsn: str, db: asyncpg.Connection[asyncpg.Record], pool: Pool
 ) -> None:
-    """Its statement saw nobody asleep, and the worker's look came before its commit: the second look finds it."""
-    monkeypatch.setattr(wakeup, "COMMIT_LAG", 0.1)
+    """Whoever sleeps is looked for after the insert, however long that takes; the commit after it is awaited by further looks."""
+    looks = Signal("a look")
+    await db.execute(
+        "CREATE FUNCTION dhara.dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.5); RETURN NULL; END $$;"
+        "CREATE TRIGGER dawdle BEFORE INSERT ON dhara.tasks FOR EACH STATEMENT EXECUTE FUNCTION dhara.dawdle()"
+    )
+    tasks = Tasks(pool, tells=True)
+    async with Listener(DatabaseSettings(dsn=dsn), looks.fire) as listener:
+        await looks.wait()
+        listener.rest(asleep=False)
+        await eventually(lambda: _nobody_sleeps(pool))
+        slow = asyncio.create_task(tasks.enqueue([new_task(queue="slow")]))
+        await eventually(
+            lambda: pool.fetchval("SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
+        )
+        listener.rest(asleep=True)
+        await slow
+        await eventually(lambda: "slow" in looks.values)
+
+
+async def test_further_looks_after_lying_down(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wakeup, "COMMIT_LAGS", (0.01, 0.02))
     looks = Signal("a look")
     async with Listener(DatabaseSettings(dsn=dsn), looks.fire):
-        assert await looks.wait(2) == ["", ""]
+        assert await looks.wait(3) == ["", "", ""]
+
+
+async def test_who_serves_other_queues_is_left_to_sleep(dsn: str, pool: Pool) -> None:
+    heard = Signal("a hint")
+    tasks = Tasks(pool, tells=True)
+    async with Listener(DatabaseSettings(dsn=dsn), heard.fire, queues=["mail", "print"]):
+        await heard.wait()
+        await tasks.enqueue([new_task(queue="default")])
+        await tasks.enqueue([new_task(queue="default"), new_task(queue="print")])
+        assert await heard.wait(2) == ["", "print"]
 
 
 async def test_a_worker_says_that_it_is_busy_and_when_it_no_longer_is(dsn: str, pool: Pool) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -16,8 +17,9 @@ import pytest
 from dhara.domain.task import Claim
 from dhara.store.pool import Pool
 from dhara.store.queues import Queues
-from dhara.store.tasks import Lane, Tasks, Watermark
+from dhara.store.tasks import BEGINNING, ZERO, Lane, Tasks, Watermark
 from dhara.worker.claimer import Claimer
+from dhara.worker.passes import Mark
 from tests.factories import Connection, make_task, make_worker, new_task
 from tests.waiting import eventually
 
@@ -64,10 +66,12 @@ class Counting(Tasks):
         await asyncio.sleep(self.slow)
         return found
 
-    async def claim(self, worker: UUID, types: Sequence[str], most: int, lanes: Sequence[Watermark]) -> list[Claim]:
+    async def claim(
+        self, worker: UUID, types: Sequence[str], most: int, lanes: Sequence[Watermark], until: Mark | None = None
+    ) -> list[Claim]:
         self.claims += 1
         assert 1 <= most <= 1_000
-        return await super().claim(worker, types, most, lanes)
+        return await super().claim(worker, types, most, lanes, until)
 
 
 @asynccontextmanager
@@ -79,6 +83,7 @@ async def claiming(
     queues: Mapping[str, int] | None = None,
     types: Sequence[str] = ("t",),
     tasks: Tasks | None = None,
+    rest: Callable[[bool], None] = lambda asleep: None,
 ) -> AsyncIterator[Claimer]:
     """A claimer at work, after its first look round."""
     claimer = Claimer(
@@ -91,6 +96,7 @@ async def claiming(
         rooms=lambda: desk.rooms,
         deliver=desk.deliver,
         rng=random.Random(1),
+        rest=rest,
     )
     async with claimer:
         await eventually(lambda: claimer._last_scan > 0 or desk.room <= 0)
@@ -305,13 +311,15 @@ class TooLong(Tasks):
 
     canceled = 0
 
-    async def claim(self, worker: UUID, types: Sequence[str], most: int, lanes: Sequence[Watermark]) -> list[Claim]:
-        for lane in lanes:
+    async def claim(
+        self, worker: UUID, types: Sequence[str], most: int, lanes: Sequence[Watermark], until: Mark | None = None
+    ) -> list[Claim]:
+        for lane in lanes if until is None else ():
             seen = await self.slice(types, lane, 2_001)
             if seen and seen.looked == 2_001 and seen.known < most:
                 self.canceled += 1
                 raise asyncpg.QueryCanceledError
-        return await super().claim(worker, types, most, lanes)
+        return await super().claim(worker, types, most, lanes, until)
 
 
 class TimingOut(Tasks):
@@ -364,15 +372,14 @@ async def test_known_tasks_within_a_backlog_that_no_claim_gets_through(
 ) -> None:
     """They are found slice by slice; meanwhile what is new is claimed at once, and the time-out strikes once."""
     monkeypatch.setattr("dhara.worker.passes.MOST_LOOKED", 1_000)
-    await pool.execute(
-        "INSERT INTO dhara.tasks (id, type, run_at, payload) SELECT gen_random_uuid(), 'unknown', now(), 'null'"
-        " FROM generate_series(1, 5000)"
+    fill = (
+        "INSERT INTO dhara.tasks (id, type, run_at, payload)"
+        " SELECT gen_random_uuid(), 'unknown', now() - interval '1 second' * $1, 'null' FROM generate_series(1, 5000)"
     )
+    await pool.execute(fill, 30)
     hidden = [await make_task(pool) for _ in range(3)]
-    await pool.execute(
-        "INSERT INTO dhara.tasks (id, type, run_at, payload) SELECT gen_random_uuid(), 'unknown', now(), 'null'"
-        " FROM generate_series(1, 5000)"
-    )
+    await pool.execute("UPDATE dhara.tasks SET run_at = now() - interval '20 s' WHERE type = 't'")
+    await pool.execute(fill, 10)
     tasks = TooLong(pool)
     async with claiming(pool, desk := Desk(), poll=0.1, tasks=tasks) as claimer:
         await eventually(lambda: tasks.canceled == 1)
@@ -382,6 +389,52 @@ async def test_known_tasks_within_a_backlog_that_no_claim_gets_through(
         await eventually(lambda: not claimer._passes)
         assert ("default", 0) in claimer._passes, "walked, not claimed from the front, the next time"
         assert tasks.canceled == 1
+
+
+async def test_a_slice_is_claimed_to_its_end_and_no_further(pool: Pool) -> None:
+    """What the slice held may be gone by the time of the claim, which then must not go on through the whole backlog."""
+    inside, beyond = await make_task(pool), await make_task(pool)
+    tasks, worker = Tasks(pool), await make_worker(pool)
+    lane = Watermark("default", 0, BEGINNING, ZERO, 10)
+    seen = await tasks.slice(["t"], lane, 1)
+    assert seen is not None and (seen.looked, seen.known, seen.id) == (1, 1, inside.id)
+    claims = await tasks.claim(worker, ["t"], 10, [lane], (seen.run_at, seen.id))
+    assert [claim.id for claim in claims] == [inside.id]
+    assert await tasks.claim(worker, ["t"], 10, [lane], (seen.run_at, seen.id)) == []
+    assert [claim.id for claim in await tasks.claim(worker, ["t"], 10, [lane])] == [beyond.id]
+
+
+async def test_other_lanes_start_from_their_front_while_one_is_walked(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dhara.worker.passes.MOST_LOOKED", 10)
+    monkeypatch.setattr("dhara.worker.claimer.PASS_SHARE", 1_000)  # it shall not end
+    await pool.execute(
+        "INSERT INTO dhara.tasks (id, type, queue, run_at, payload)"
+        " SELECT gen_random_uuid(), 'unknown', 'long', now(), 'null' FROM generate_series(1, 3000)"
+    )
+    late = await make_task(pool, type="unknown", queue="other")
+    tasks = TooLong(pool)
+    async with claiming(pool, desk := Desk(), poll=0.1, tasks=tasks) as claimer:
+        await eventually(lambda: claimer._passes and tasks.canceled)
+        # As if it had committed so late that the lane's mark is above it.
+        claimer._lanes._marks["other", 0] = (late.run_at + timedelta(hours=1), ZERO)
+        await pool.execute("UPDATE dhara.tasks SET type = 't' WHERE id = $1", late.id)
+        assert await desk.gets(1) == [late.id]
+        assert claimer._passes
+
+
+async def test_a_worker_without_room_wants_no_hints(pool: Pool) -> None:
+    """Slots that become free one by one find one task each: it is as busy as one that takes hundreds."""
+    for _ in range(10):
+        await make_task(pool)
+    rested: list[bool] = []
+    async with claiming(pool, desk := Desk(room=1), poll=0.1, rest=rested.append) as claimer:
+        for n in range(1, 11):
+            await desk.gets(n)
+            desk.room = 1
+            claimer.freed()
+        await eventually(lambda: rested == [False, True])
 
 
 async def test_a_claim_that_timed_out_has_looked_at_nothing(pool: Pool) -> None:

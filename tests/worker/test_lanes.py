@@ -141,3 +141,28 @@ def test_no_ready_lane_is_ever_above_what_the_last_scan_saw(steps: list[list[Lan
             assert all(now[key] == (BEGINNING, ZERO) for key, lane in found.items() if lane.ready)
         known = [(w.queue, w.priority) for w in lanes.known({}, 10)]
         assert len(known) == len(set(known)) == len(lanes)
+
+
+def test_a_full_claim_has_gone_through_the_lanes_before_its_last_task() -> None:
+    """They hold nothing for this worker; what commits a moment later does not fall below their marks."""
+    lanes = Lanes({"*": 5})
+    lanes.seen([ready(priority=9), ready(priority=5), ready(priority=1)])
+    asked, at = lanes.known({}, 2), START + timedelta(seconds=60)
+    claims = [claim(1, priority=5), claim(2, priority=5)]
+    lanes.took(claims)
+    lanes.passed(asked, claims, 2, at)
+    assert marks(lanes) == {
+        ("q", 9): (at - timedelta(seconds=2), ZERO),
+        ("q", 5): (START + timedelta(seconds=2), UUID(int=1)),
+        ("q", 1): (BEGINNING, ZERO),
+    }
+    lanes.passed(asked, claims[:1], 2, at)
+    assert marks(lanes)["q", 1] == (at - timedelta(seconds=2), ZERO)
+
+
+def test_a_lane_whose_queue_had_no_more_room_has_not_been_gone_through() -> None:
+    lanes = Lanes({"*": 5})
+    lanes.seen([ready(), ready("r")])
+    asked = lanes.known({"q": 1}, 2)
+    lanes.passed(asked, [claim(1, queue="q")], 2, START)
+    assert set(marks(lanes).values()) == {(BEGINNING, ZERO)}

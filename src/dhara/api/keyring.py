@@ -23,7 +23,7 @@ INTERVAL = 3.0
 STALE = 15.0
 # Changes may become visible later than they were dated, so each look goes back a little; and rows may be deleted by hand.
 _OVERLAP = timedelta(seconds=10)
-_WHOLE_EVERY = 60
+_WHOLE_EVERY = 20
 _USED_EVERY = 30.0
 
 

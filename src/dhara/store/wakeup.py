@@ -1,10 +1,10 @@
 """Wake-ups: LISTEN and NOTIFY as a hint, with polling as the safety net. Losing one costs only latency.
 
 A commit that notifies takes a lock that serialises all notifying commits. So the usual enqueue notifies, in its own commit, only
-if somebody sleeps: each worker that would wait to be woken holds a shared advisory lock, by the connection on which it
-listens, and the statement looks whether there is one. Under load there is none, and a wake-up costs nothing; when all is idle
-it comes with the commit itself. A worker that lies down looks once more when it has the lock, and again when commits that
-were under way then have come to their end.
+if somebody sleeps: each worker that would wait to be woken holds a shared advisory lock (for its queues, or for all), by the
+connection on which it listens, and the statement looks whether there is one. Under load there is none, and a wake-up costs
+nothing; when all is idle it comes with the commit itself. A worker that lies down looks once more when it has the lock, and
+again a little later, for commits that were under way then.
 
 Everything else (COPY, enqueues with keys or delays, revivals) sends a hint of its own after the commit, by the `Notifier`:
 it writes nothing and therefore waits for no disk; while one is under way, further ones become the next. (`dhara.enqueue` in SQL
@@ -16,13 +16,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
 from dhara.service import Service, within
 from dhara.store.pool import DatabaseSettings, Executor, connect
+from dhara.store.sql import load
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +33,8 @@ LIVENESS_INTERVAL, LIVENESS_TIMEOUT = 8.0, 3.0
 # commits.
 _BETWEEN = 0.002
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
-# Whoever looked for sleepers before this worker lay down has committed by now.
-COMMIT_LAG = 0.02
-_TRIES = 20
+# Whoever looked for sleepers before this worker lay down has most likely committed by then.
+COMMIT_LAGS = (0.02, 0.1, 0.3)
 
 
 def channel(schema: str, kind: str) -> str:
@@ -87,7 +87,7 @@ class Listener(Service):
     """Hears wake-ups on a connection of its own, which it checks, and opens again with backoff when it is lost.
 
     `on_wake(queue)` and `on_cancel(worker id)` are called for each hint; `on_wake("")` after every (re)connect, and when the
-    worker has lain down, since hints may have been missed meanwhile.
+    worker has lain down, since hints may have been missed meanwhile. `queues`: those that the worker serves.
     """
 
     def __init__(
@@ -96,9 +96,12 @@ class Listener(Service):
         on_wake: Callable[[str], None],
         on_cancel: Callable[[str], None] = lambda worker: None,
         rng: random.Random | None = None,
+        queues: Iterable[str] = ("*",),
     ) -> None:
         super().__init__()
         self._settings = settings
+        wakeup = channel(settings.schema, "wakeup")
+        self._locks = [wakeup] if "*" in queues else [f"{wakeup} {queue}" for queue in sorted(queues)]
         self._on_wake = on_wake
         self._on_cancel = on_cancel
         self._rng = rng or random.Random()
@@ -149,14 +152,13 @@ class Listener(Service):
 
     async def _hold(self, connection: Any, asleep: bool) -> bool:
         """Hold the lock, or let it go. Answers `asleep`."""
-        key = f"hashtextextended('{channel(self._settings.schema, 'wakeup')}', 0)"
+        schema = self._settings.schema
         if not asleep:
-            await connection.execute(f"SELECT pg_advisory_unlock_shared({key})")
+            await connection.execute(load("workers/get_up", schema), self._locks)
             return False
-        for _ in range(_TRIES):
-            if await connection.fetchval(f"SELECT pg_try_advisory_lock_shared({key})"):
-                break
-            await asyncio.sleep(0.001)  # An enqueue holds it, for microseconds.
+        # Enqueues hold them for microseconds; if one stands still with it, this fails, and is tried again on a new connection.
+        await connection.execute(load("workers/lie_down", schema), self._locks)
         self._on_wake("")
-        asyncio.get_running_loop().call_later(COMMIT_LAG, self._on_wake, "")
+        for lag in COMMIT_LAGS:
+            asyncio.get_running_loop().call_later(lag, self._on_wake, "")
         return True

@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from uuid import UUID
 
 import asyncpg
@@ -41,7 +42,7 @@ SCAN_SHARE = 20
 CHEAP_SCAN = 0.005
 CHEAP_FRONT = 0.05
 FRONT_EVERY = 15.0
-PASS_SHARE = 10
+PASS_SHARE, LONGEST_REST = 10, 5.0
 # With this share of known types, a claim gets on by itself.
 WORTHWHILE = 0.05
 # Seconds from one claim to the next of a worker that is busy; busy is one whose last claims found several tasks each.
@@ -161,7 +162,9 @@ class Claimer(Service):
             return
         if self._passes and self._clock() >= self._next_step:
             await self._step(room)
-            return
+            room = min(self._room(), MOST)
+            if room <= 0:
+                return
         woken, self._woken = self._woken or self._busy, False
         self._news.clear()
         got = await self._claim(room) if woken and len(self._lanes) else 0
@@ -177,12 +180,15 @@ class Claimer(Service):
 
     async def _claim_found(self) -> bool:
         """Claim after a scan that found ready tasks. True if there is more to do than to wait."""
-        self._woken = True
         room = min(self._room(), MOST)
-        if room <= 0 or await self._claim(room):
-            return True  # without room: as soon as there is some
-        self._woken = False  # of unknown types, in paused queues, or others were faster
-        return False
+        if room <= 0:
+            self._woken = True  # as soon as there is some
+            return True
+        self._woken = False
+        if not await self._claim(room):
+            return False  # of unknown types, in paused queues, or others were faster
+        self._woken = True
+        return True
 
     async def _claim(self, most: int) -> int:
         rooms, self._freed = self._rooms(), False
@@ -193,22 +199,22 @@ class Claimer(Service):
             front = any(lane.run_at == BEGINNING for lane in lanes)
             try:
                 claims = await self._ask(most, lanes)
-                if len(claims) < most:
-                    self._lanes.passed(lanes, claims, self._scanned_at)
+                self._lanes.passed(lanes, claims, most, self._scanned_at)
             except (asyncpg.QueryCanceledError, TimeoutError):
                 # A backlog too long to be gone through, or the database was busy or away; nobody can tell. What is enqueued
                 # from now on shall be claimed all the same, and what was there is found on a walk.
                 self._walk(lanes)
+                front = False  # what was so slow is walked from now on
             finally:
                 if front:
                     self._last_front = self._clock()
                     self._front_cost = self._last_front - start
         self._held_back = bool(rooms) and self._exhausted(rooms, claims)
-        self._mind(len(claims))
+        self._mind(len(claims), most)
         return len(claims)
 
-    def _mind(self, got: int) -> None:
-        """Tell by what the last claims found whether hints are wanted."""
+    def _mind(self, got: int, most: int) -> None:
+        """Tell by what the last claims found whether hints are wanted: not while each is full, or finds several tasks."""
         now = self._clock()
         if self._busy:
             self._streak = 0 if got else self._streak + 1
@@ -216,16 +222,19 @@ class Claimer(Service):
                 self._busy, self._streak = False, 0
                 self._rest(True)
             return
-        self._streak = self._streak + 1 if got > 1 and now - self._last_got < BUSY_WITHIN else 0
+        more = got == most or (got > 1 and now - self._last_got < BUSY_WITHIN)
+        self._streak = self._streak + 1 if more else 0
         self._last_got = now if got else self._last_got
         if self._streak == BUSY_CLAIMS:
             self._busy, self._streak = True, 0
             self._rest(False)
 
-    async def _ask(self, most: int, lanes: Sequence[Watermark]) -> list[Claim]:
+    async def _ask(
+        self, most: int, lanes: Sequence[Watermark], until: tuple[datetime, UUID] | None = None
+    ) -> list[Claim]:
         self._asked = self._clock()
         try:
-            claims = await self._tasks.claim(self._worker, self._types, most, lanes)
+            claims = await self._tasks.claim(self._worker, self._types, most, lanes, until)
             if claims:
                 self._observe("claim", len(claims), self._clock() - self._asked)
                 self._lanes.took(claims)
@@ -238,32 +247,34 @@ class Claimer(Service):
     def _walk(self, lanes: Sequence[Watermark]) -> None:
         log.warning("a claim took too long; is there a long backlog of tasks of types that this worker does not know?")
         for lane in lanes:
-            self._passes.begin((lane.queue, lane.priority), (lane.run_at, lane.id))
-        self._lanes.passed(lanes, (), self._scanned_at)
+            self._passes.begin((lane.queue, lane.priority), (lane.run_at, lane.id), self._clock())
+        self._lanes.left(lanes, self._scanned_at)
 
     async def _step(self, room: int) -> None:
         """Look at the next slice of a long lane, and claim what it holds."""
-        key, mark = self._passes.turn()
-        room = min(room, self._rooms().get(key[0], MOST))
-        lane = Watermark(*key, *mark, room)
+        rooms = self._rooms()
+        turn = self._passes.turn(lambda key: rooms.get(key[0], MOST) > 0)
         start = self._clock()
+        if turn is None:
+            self._next_step = start + self._poll_interval
+            return
+        key, walk = turn
+        lane = Watermark(*key, *walk.mark, min(room, rooms.get(key[0], MOST)))
         try:
-            seen = await self._tasks.slice(self._types, lane, self._passes.most)
+            seen = await self._tasks.slice(self._types, lane, walk.most)
             if seen and seen.known >= WORTHWHILE * seen.looked:
-                self._lanes.back(key, mark)
-                self._passes.end(key)
+                self._lanes.back(key, walk.mark)
+                self._passes.arrived(key, self._clock())
                 self._woken = True
                 return
-            wanted = min(room, seen.known) if seen else 0
-            got = len(await self._ask(wanted, [lane])) if wanted > 0 else 0
+            wanted = min(lane.room, seen.known) if seen else 0
+            got = len(await self._ask(wanted, [lane], (seen.run_at, seen.id))) if seen and wanted else 0
             if seen is None or got < wanted or wanted == seen.known:  # else there is more in this slice
-                self._passes.step(key, seen)
+                self._passes.step(key, seen, self._clock())
         except asyncpg.QueryCanceledError:
-            self._passes.look_at_fewer()
-        finally:
-            now = self._clock()
-            self._last_front = now
-            self._next_step = now + PASS_SHARE * (now - start)
+            self._passes.too_slow(key, self._clock())
+        now = self._clock()
+        self._next_step = now + min(LONGEST_REST, self._rng.uniform(0.8, 1.2) * PASS_SHARE * (now - start))
 
     def _exhausted(self, rooms: Mapping[str, int], claims: list[Claim]) -> bool:
         """Whether a queue may have more than its own slots took: then the next free slot must lead to a claim."""
@@ -289,12 +300,11 @@ class Claimer(Service):
         waits = [lane.due_in for lane in lanes if not lane.ready and self._lanes.serves(lane.queue)]
         self._next_due = self._last_scan + min(waits) if waits else float("inf")
         self._scanned_at = max((lane.at for lane in lanes), default=self._scanned_at)
-        from_front = self._may_start_from_front()
         self._passes.keep({(lane.queue, lane.priority) for lane in lanes})
         for lane in lanes:
-            if from_front and lane.ready and (key := (lane.queue, lane.priority)) in self._passes:
-                self._passes.begin(key)
-        return self._lanes.seen(lanes, from_front, self._passes)
+            if lane.ready:
+                self._passes.again((lane.queue, lane.priority), self._last_scan)
+        return self._lanes.seen(lanes, self._may_start_from_front(), self._passes)
 
     def _may_start_from_front(self) -> bool:
         since = self._clock() - self._last_front

@@ -173,7 +173,7 @@ class Keeper:
             for worker in known.keys() & alive.keys():
                 board, _ = alive[worker]
                 board.acknowledge(sent)
-                if known[worker]:
+                if known[worker] and board.header().worker == worker:  # and not its successor
                     board.ask_drain()
 
     async def watch(self) -> None:

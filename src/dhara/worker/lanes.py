@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from dhara.domain.task import Claim
@@ -29,6 +29,8 @@ ALL_QUEUES = "*"
 # An empty lane is forgotten after so many scans, or when so many others are remembered.
 _PATIENCE = 100
 _REMEMBERED = 32
+# Transactions that had made their tasks before a scan and commit after it are mostly shorter than this.
+_STRADDLE = timedelta(seconds=2)
 
 
 class Lanes:
@@ -82,15 +84,29 @@ class Lanes:
         if key in self._marks:
             self._marks[key] = mark
 
-    def passed(self, lanes: Iterable[Watermark], claims: Iterable[Claim], at: datetime) -> None:
-        """A claim has come back short: if all had room left, these lanes hold nothing for this worker up to `at`."""
-        taken, asked = Counter(claim.queue for claim in claims), list(lanes)
-        if any(taken[lane.queue] >= lane.room for lane in asked):
-            return  # what a queue had beyond its room may have used up the claim before the next lane's turn
+    def passed(self, lanes: Iterable[Watermark], claims: Sequence[Claim], most: int, at: datetime) -> None:
+        """A claim of at most `most` has come back: lanes that it has gone through to the end hold nothing for this worker up to
+        `at`, but for what commits later: all of them if it came back short, else those before the last that yielded a task."""
+        taken, asked = Counter((claim.queue, claim.priority) for claim in claims), list(lanes)
+        if len(claims) >= most:
+            last = max(n for n, lane in enumerate(asked) if taken[lane.queue, lane.priority])
+            asked = asked[:last]
+        of_queue: Counter[str] = Counter()
+        through = []
         for lane in asked:
+            of_queue[lane.queue] += taken[lane.queue, lane.priority]
+            if of_queue[lane.queue] < lane.room:
+                through.append(lane)
+            elif len(claims) < most:
+                return  # what a queue had beyond its room may have used up the claim before the next lane's turn
+        self.left(through, at)
+
+    def left(self, lanes: Iterable[Watermark], at: datetime) -> None:
+        """Begin the next claims of these lanes shortly before `at`: what was under way then may have committed since."""
+        for lane in lanes:
             key = (lane.queue, lane.priority)
             if key in self._marks:
-                self._marks[key] = max(self._marks[key], (at, ZERO))
+                self._marks[key] = max(self._marks[key], (at - _STRADDLE, ZERO))
 
     def known(self, rooms: Mapping[str, int], most: int) -> list[Watermark]:
         """The lanes to claim from, queues taking turns at the front, high priorities first within each.

@@ -10,7 +10,7 @@ RETURNING
     COALESCE((SELECT expires_at FROM dhara.tasks WHERE status = 'PENDING' AND expires_at IS NOT NULL
               ORDER BY expires_at LIMIT 1) <= statement_timestamp(), false) AS expired,
     (SELECT count(*) FROM (SELECT FROM dhara.counters LIMIT $4) AS c) >= $4 AS long,
-    EXISTS (SELECT FROM dhara.queue_limits) AS limited,
+    EXISTS (SELECT FROM dhara.queue_limits) OR EXISTS (SELECT FROM dhara.full_queues) AS limited,
     EXTRACT(EPOCH FROM LEAST((SELECT min(due_at) FROM dhara.operations WHERE state = 'running'),
                              (SELECT min(next_at) FROM dhara.schedules WHERE paused_at IS NULL))
                        - clock_timestamp())::float8 AS chore_in
