@@ -1,4 +1,4 @@
-"""Endpoints of API keys. Each change is known to this server at once, to every other one within about a second."""
+"""Endpoints of API keys. Each change is known to this server at once, to every other one within a few seconds."""
 
 from __future__ import annotations
 

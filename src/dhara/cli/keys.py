@@ -96,7 +96,7 @@ def rotate(console: Console, id: str, overlap: float) -> None:
 @click.argument("id")
 @click.pass_obj
 def revoke(console: Console, id: str) -> None:
-    """End a key; every server knows it within about a second."""
+    """End a key; every server knows it within a few seconds."""
     from dhara.api.shapes import key_out
     from dhara.cli.database import actor
 
