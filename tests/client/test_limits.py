@@ -8,11 +8,14 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import asyncpg
+import httpx
 import pytest
 
-from dhara import AsyncClient, QueueFull
+from dhara import AsyncClient, IdempotencyConflict, QueueFull
+from dhara.api.asgi import create_app
 from dhara.client import valve
 from dhara.client.valve import Valve
+from dhara.settings import Settings
 from dhara.store.pool import Pool
 from dhara.store.queues import Queues
 
@@ -70,6 +73,24 @@ async def test_what_is_enqueued_between_two_looks_counts(
     with pytest.raises(QueueFull):
         await client.enqueue("t", queue="mail")
     assert (await Queues(pool).get("mail")).full
+
+
+async def test_a_repetition_needs_no_room(pool: Pool, dsn: str, client: AsyncClient) -> None:
+    """What is there under the same key is answered, however full its queue is by now: by the library and over HTTP."""
+    await Queues(pool).limit("mail", 1, "test")
+    first = await client.enqueue("t", {"n": 1}, queue="mail", idempotency_key="k")
+    client._backend._valve._patience = 0.0  # type: ignore[attr-defined]
+    again = await client.enqueue("t", {"n": 1}, queue="mail", idempotency_key="k")
+    assert (again.id, again.created) == (first.id, False)
+    with pytest.raises(IdempotencyConflict):
+        await client.enqueue("t", {"n": 2}, queue="mail", idempotency_key="k")
+    app = create_app(pool=pool, settings=Settings())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1:8080") as http:
+        await http.patch("/api/v1/queues/mail", json={"limit": 1})  # and so this server knows at once
+        for key, payload, status in (("k", 1, 200), ("k", 2, 409), ("other", 1, 429)):
+            body = {"type": "t", "payload": {"n": payload}, "queue": "mail"}
+            answer = await http.post("/api/v1/tasks", json=body, headers={"idempotency-key": key})
+            assert answer.status_code == status, answer.text
 
 
 async def test_a_client_waits_for_room(pool: Pool, client: AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:

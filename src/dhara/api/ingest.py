@@ -117,7 +117,7 @@ class Ingest:
         return [by_id[task.id] for task in batch]
 
     async def _insert_all(self, tasks: Sequence[NewTask], check: Callable[[Task], None]) -> list[Enqueued]:
-        if not any(_has_key(task) for task in tasks):
+        if not any(task.keyed for task in tasks):
             # One statement is atomic by itself, and no task of it can conflict.
             answers = await self._tasks.enqueue(tasks)
             return [_settled(answer, task, i) for i, (answer, task) in enumerate(zip(answers, tasks, strict=True))]
@@ -153,13 +153,9 @@ async def _persist(flush: Callable[[], Awaitable[T]]) -> T:
     return await flush()
 
 
-def _has_key(task: NewTask) -> bool:
-    return task.idempotency_key is not None or task.unique_key is not None
-
-
 def _in_lock_order(tasks: Sequence[NewTask]) -> Sequence[NewTask]:
     """Sorted by keys, so that two flushes with the same ones wait for each other instead of deadlocking."""
-    if any(_has_key(task) for task in tasks):
+    if any(task.keyed for task in tasks):
         return sorted(tasks, key=lock_order)
     return tasks
 

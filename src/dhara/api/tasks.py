@@ -29,7 +29,7 @@ from dhara.domain.access import PAYLOAD
 from dhara.domain.explain import explain as reasons_of
 from dhara.domain.lifecycle import FINAL, State
 from dhara.domain.task import NewTask, Task
-from dhara.errors import WrongState
+from dhara.errors import IdempotencyConflict, QueueFull, WrongState
 from dhara.store.search import Filter
 
 DEFAULT_LIMIT = 20
@@ -44,8 +44,17 @@ async def create(request: Request) -> Reply:
     task = await wire.created_task(request)
     if request.principal.queues:
         check_queues(request, (task,))
-    request.parts.pressure.take(task.queue)
-    done = await request.parts.ingest.enqueue(task)
+    try:
+        request.parts.pressure.take(task.queue)
+    except QueueFull:
+        # A repetition needs no room: its task is there.
+        done = await request.parts.tasks.standing(task)
+        if isinstance(done, IdempotencyConflict):
+            raise done from None
+        if done is None:
+            raise
+    else:
+        done = await request.parts.ingest.enqueue(task)
     headers = ((b"location", b"/api/v1/tasks/%b" % str(done.id).encode()),)
     if done.created:
         return json_reply(enqueued_out(done, request.parts.mask), 201, headers)

@@ -104,6 +104,11 @@ class PostgresBackend:
         """One task, together with whichever others arrive meanwhile. Raises `IdempotencyConflict`, `QueueFull`."""
         self.pool.inner  # noqa: B018 - raises unless the pool is open
         if not self._valve.open:
+            # A repetition needs no room: its task is there.
+            if new.keyed and (found := await self._read(lambda: self._tasks.standing(new))) is not None:
+                if isinstance(found, IdempotencyConflict):
+                    raise found
+                return found
             await self._valve.admit((new.queue,))
         with translated():
             return await self._coalescer.submit(new)

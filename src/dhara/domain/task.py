@@ -46,6 +46,11 @@ class NewTask(Struct, frozen=True, kw_only=True, gc=False):
         """Due at once, without keys and rare fields: nothing can stand in its way."""
         return _may_matter(self) == _NOTHING
 
+    @property
+    def keyed(self) -> bool:
+        """Another task may stand in its place."""
+        return self.idempotency_key is not None or self.unique_key is not None
+
 
 _may_matter = attrgetter(
     "run_at",

@@ -153,6 +153,10 @@ class Tasks:
         counts = Counter(task.queue for task in new)
         await self.db.execute(self._sql("count_enqueued"), list(counts.values()), list(counts))
 
+    async def standing(self, new: NewTask) -> Enqueued | IdempotencyConflict | None:
+        """What an enqueue of `new` would answer if one of its keys is taken already; None: it is not."""
+        return (await self._existing([new])).get(new.id) if new.keyed else None
+
     async def _insert_plain(self, new: Sequence[NewTask]) -> list[Enqueued | IdempotencyConflict]:
         columns = spread(new, "id", "type", "queue", "payload", "priority", "max_retries")
         counts = Counter(columns[2])
