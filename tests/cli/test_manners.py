@@ -85,6 +85,7 @@ def test_without_a_database_one_line_and_78(dhara_alone: Dhara, path: tuple[str,
         "schedules create": ["x", "type", "--every", "1h"],
         "schedules update": ["x", "--every", "1h"],
         "keys create": ["x", "--scope", "read"],
+        "drain": ["01890a5d-ac96-774b-bcce-b302099a8057"],
         "rotate": ["x"],
         "revoke": ["x"],
     }

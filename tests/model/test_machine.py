@@ -126,7 +126,7 @@ class Machine(RuleBasedStateMachine):
     def begin(self) -> None:
         async def prepare() -> asyncpg.Connection[asyncpg.Record]:
             connection = await asyncpg.connect(self.dsn)
-            tables = "tasks, task_history, counters, workers, queues"
+            tables = "tasks, task_history, counters, workers, worker_drains, queues"
             truncate = "TRUNCATE " + ", ".join(f"dhara.{table}" for table in tables.split(", "))
             await connection.execute(
                 f"SET session_replication_role = replica; {truncate}; RESET session_replication_role"
