@@ -241,9 +241,12 @@ def test_closed_standard_streams(dhara: Dhara) -> None:
 def test_ctrl_c(dhara: Dhara) -> None:
     id = dhara("enqueue", "t").stdout.strip()
     with dhara.process("tasks", "wait", id, "--timeout", "5m") as process:
-        _until_connected(dhara)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        try:
+            _until_connected(dhara)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert (process.returncode, out, err) == (130, "", "")
 
 
