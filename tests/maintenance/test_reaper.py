@@ -17,7 +17,7 @@ from tests import invariants
 from tests.factories import Connection, history, make_task, make_worker
 
 L, C = 30.0, 10.0
-SETTINGS = MaintenanceSettings(stale_after=L, confirm_after=C)
+SETTINGS = MaintenanceSettings(stale_after=L, confirm_after=C, reaper_interval=20.0)
 
 
 class Clock:
@@ -181,12 +181,13 @@ async def test_an_outage_is_nobody_s_fault(db: Connection) -> None:
     await looking.look()
     clock.now += 300  # reads fail for so long: no look
     await db.execute("UPDATE dhara.workers SET beat_at = beat_at - interval '300 seconds'")
-    for worker in workers:
-        await Workers(db).beat([worker], [1])
-    assert await looking.look() == 0
-    await db.execute("UPDATE dhara.workers SET beat_at = beat_at - interval '300 seconds'")
+    assert await looking.look() == 0, "this process is back first, and has not seen them stand still for a moment"
     clock.now += C - 0.1
     assert await looking.look() == 0, "although the database's clock says that every beat is five minutes old"
+    for worker in workers[1:]:
+        await Workers(db).beat([worker], [1])
+    clock.now += 0.1
+    assert await looking.look() == 1, "who has not beaten by then"
 
 
 def test_the_watch() -> None:
@@ -195,7 +196,7 @@ def test_the_watch() -> None:
     def seen(*pairs: tuple[UUID, int]) -> list[Sighting]:
         return [Sighting(id, seq, "live", 99.0) for id, seq in pairs]
 
-    watch = Watch(10)
+    watch = Watch(10, 20)
     still: Callable[[list[Sighting], float], list[UUID]] = lambda s, now: [x.id for x in watch.still(s, now)]  # noqa: E731
     assert still(seen((a, 1), (b, 1)), 0) == []
     assert still(seen((a, 1), (b, 2)), 9) == []
@@ -203,6 +204,10 @@ def test_the_watch() -> None:
     assert still(seen((a, 2), (b, 2)), 19) == [b], "a has moved"
     assert still(seen((b, 2)), 20) == [b]
     assert still(seen((a, 2), (b, 2)), 40) == [b], "who was out of sight is watched anew"
+    assert still(seen((a, 2), (b, 2)), 71) == [], (
+        "nobody was in sight for longer than looks are apart: all are watched anew"
+    )
+    assert still(seen((a, 2), (b, 2)), 81) == [a, b]
 
 
 async def test_two_reapers_are_as_good_as_one(db: Connection) -> None:

@@ -1,7 +1,8 @@
 """The reaper: takes back what lost workers hold, on the word of two witnesses.
 
     (a) by the database's clock the worker's beat is older than L
-    (b) this process has, on its own monotonic clock and through successful reads, seen the beat stand still for C
+    (b) this process has, on its own monotonic clock and through successful reads, seen the beat stand still for C; time in
+        which it could not read does not count, since whoever could not beat then is no more dead than the database was
 
 One rule defuses four faults: clock jumps, database outages, table locks, restarts of the reaper. The statement itself
 re-checks that no beat came in between, and leaves tasks alone that were claimed less than L ago.
@@ -24,14 +25,22 @@ _BATCH = 500
 
 
 class Watch:
-    """Witness (b): since when has each worker's beat stood still, on this process's monotonic clock?"""
+    """Witness (b): since when has each worker's beat stood still, on this process's monotonic clock?
 
-    def __init__(self, confirm_after: float) -> None:
+    Looks come every `interval` seconds; after a longer pause between two of them the watch begins anew.
+    """
+
+    def __init__(self, confirm_after: float, interval: float) -> None:
         self._confirm_after = confirm_after
+        self._longest = 1.5 * interval + 0.25
+        self._looked = float("-inf")
         self._since: dict[UUID, tuple[int, float]] = {}
 
     def still(self, sightings: list[Sighting], now: float) -> list[Sighting]:
         """Those whose beat has not moved for `confirm_after` seconds of watching. Call after each successful read."""
+        if now - self._looked > self._longest:
+            self._since = {}
+        self._looked = now
         self._since = {
             s.id: known if (known := self._since.get(s.id)) and known[0] == s.beat_seq else (s.beat_seq, now)
             for s in sightings
@@ -53,7 +62,7 @@ class Reaper:
         self._workers = workers
         self._settings = settings
         self._clock = clock
-        self._watch = Watch(settings.confirm_after)
+        self._watch = Watch(settings.confirm_after, settings.reaper_interval)
 
     async def look(self) -> int:
         """Watch, and reap whom both witnesses call lost; answers how many tasks were taken back."""
