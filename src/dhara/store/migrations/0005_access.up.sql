@@ -17,7 +17,7 @@ CREATE TABLE dhara.api_keys (
     replaced_by  text             REFERENCES dhara.api_keys (id),
     last_used_at timestamptz
 );
-COMMENT ON TABLE dhara.api_keys IS 'Keys of the HTTP API; servers look here every few seconds.';
+COMMENT ON TABLE dhara.api_keys IS 'Keys of the HTTP API; servers look here every second.';
 COMMENT ON COLUMN dhara.api_keys.digest IS 'SHA-256 of the whole key; the key itself is kept nowhere.';
 COMMENT ON COLUMN dhara.api_keys.queues IS 'Patterns of the queues that the key may see and fill, * for any characters; empty: all.';
 COMMENT ON COLUMN dhara.api_keys.rate IS 'Requests a second at each server; NULL: as the settings say.';

@@ -137,3 +137,4 @@ BEGIN
 END $$;
 DROP TABLE dhara.sessions;
 DROP TABLE dhara.full_queues;
+COMMENT ON TABLE dhara.api_keys IS 'Keys of the HTTP API; servers look here every second.';

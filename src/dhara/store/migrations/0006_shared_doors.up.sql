@@ -129,7 +129,11 @@ BEGIN
             END IF;
             INSERT INTO dhara.counters (n, queue, event, from_state, to_state)
             VALUES (1, enqueue.queue, 'ENQUEUED', NULL, 'PENDING');
-            PERFORM pg_notify('dhara.wakeup', enqueue.queue);
+            -- Where a session neither reads nor ends, the queue of notifications fills up, and then every COMMIT that
+            -- notifies fails. A wake-up is a hint: workers look by themselves.
+            IF pg_notification_queue_usage() < 0.5 THEN
+                PERFORM pg_notify('dhara.wakeup', enqueue.queue);
+            END IF;
             RETURN;
         END IF;
         SELECT t.id, t.status, t.payload::jsonb = enqueue.payload::jsonb AS same, t.unique_scope, t.unique_until,
@@ -165,3 +169,5 @@ BEGIN
         -- The row that stood in the way is gone (pruned, or its transaction rolled back): insert again.
     END LOOP;
 END $$;
+
+COMMENT ON TABLE dhara.api_keys IS 'Keys of the HTTP API; servers look here every few seconds.';
