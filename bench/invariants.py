@@ -1,6 +1,6 @@
 """Many workers, many tasks, runners killed meanwhile: do the invariants hold, and how long does it all take?
 
-    python bench/invariants.py [--workers 8] [--slots 5] [--tasks 100000] [--kills 5] [--seed 1]
+    python -m bench.invariants [--workers 8] [--slots 5] [--tasks 100000] [--kills 5] [--seed 1]
 
 The mix: 80 % no-ops, 15 % no-ops in threads, then tasks that fail once, that always fail, that sleep; one in a thousand is
 canceled, and runners are killed (SIGKILL) at random. The end-to-end suite runs the same with 20,000 tasks. It works in a
