@@ -166,3 +166,41 @@ def test_a_lane_whose_queue_had_no_more_room_has_not_been_gone_through() -> None
     asked = lanes.known({"q": 1}, 2)
     lanes.passed(asked, [claim(1, queue="q")], 2, START)
     assert set(marks(lanes).values()) == {(BEGINNING, ZERO)}
+
+
+def fronts(lanes: Lanes, served: int, times: int) -> str:
+    """Which queue stands first in so many claims, if that one gets everything."""
+    found = ""
+    for _ in range(times):
+        found += (front := lanes.known({}, served)[0].queue)
+        lanes.took([claim(1, queue=front) for _ in range(served)])
+    return found
+
+
+def test_who_was_given_less_comes_first() -> None:
+    """So a queue that asks for little waits for no turn, however much another one holds (F59)."""
+    lanes = Lanes({"*": 5})
+    lanes.seen([ready("flood"), ready("light")])
+    for _ in range(9):
+        lanes.took([claim(1, queue="flood") for _ in range(6)] + [claim(1, queue="light")])
+        assert [w.queue for w in lanes.known({}, 7)] == ["light", "flood"]
+
+
+def test_a_rest_gives_a_queue_no_more_than_a_few_rounds() -> None:
+    """After them it shares evenly: one that was quiet and then floods must not keep the others waiting."""
+    lanes = Lanes({"*": 5})
+    lanes.seen([ready("steady"), ready("rested")])
+    lanes.known({}, 5)
+    lanes.took([claim(1, queue="steady") for _ in range(1_000)])
+    order = fronts(lanes, 5, 24)
+    assert order.startswith("rested" * 4), "what it is given first"
+    assert order.removeprefix("rested" * 4).count("steady") == 10, "and then every other claim"
+
+
+def test_a_new_queue_is_as_good_as_the_others() -> None:
+    lanes = Lanes({"*": 5})
+    lanes.seen([ready("a"), ready("b")])
+    lanes.known({}, 5)
+    lanes.took([claim(1, queue=queue) for queue in "ab" for _ in range(1_000)])
+    lanes.seen([ready("a"), ready("b"), ready("new")])
+    assert sorted(fronts(lanes, 5, 3)) == sorted("abnew")

@@ -5,6 +5,11 @@ before it, which nothing can remove while some transaction pins the xmin horizon
 the last task it took, and starts above it. A scan of all lanes (`store.tasks.lanes`) puts right what that misses: tasks
 that committed late with an older `run_at`, new lanes, revived tasks.
 
+The queues of one claim stand in an order, since the first may take all of it: who has been given least comes first, and
+equals take turns. A queue that asks for little is therefore served at once, however many tasks wait in another. What a queue
+has not asked for it cannot save up: it is never further behind the one with the most than a few rounds of all slots,
+so that a queue which floods after a long rest soon gets no more than its equal part either.
+
 A lane that has run empty is remembered for a while: its next task is then claimed at the wake-up itself, without a scan
 before it.
 
@@ -31,6 +36,8 @@ _PATIENCE = 100
 _REMEMBERED = 32
 # Transactions that had made their tasks before a scan and commit after it are mostly shorter than this.
 _STRADDLE = timedelta(seconds=2)
+# A queue is given at most so many tasks a slot before others, for having asked for little.
+_CREDIT = 4
 
 
 class Lanes:
@@ -41,6 +48,8 @@ class Lanes:
         self._marks: dict[tuple[str, int], tuple[datetime, UUID]] = {}
         self._absent: dict[tuple[str, int], int] = {}
         self._turn = 0
+        self._credit = _CREDIT * sum(queues.values())
+        self._given: dict[str, int] = {}  # tasks by queue; kept only while several queues are known
 
     def serves(self, queue: str) -> bool:
         return self._serves is None or queue in self._serves
@@ -78,6 +87,10 @@ class Lanes:
             mark = (claim.run_at, claim.id)
             if key not in self._marks or mark > self._marks[key]:
                 self._marks[key] = mark
+        if self._given:
+            for claim in claims:
+                if claim.queue in self._given:
+                    self._given[claim.queue] += 1
 
     def back(self, key: tuple[str, int], mark: tuple[datetime, UUID]) -> None:
         """Claim the lane from `mark` again, however far it has been passed."""
@@ -109,22 +122,29 @@ class Lanes:
                 self._marks[key] = max(self._marks[key], (at - _STRADDLE, ZERO))
 
     def known(self, rooms: Mapping[str, int], most: int) -> list[Watermark]:
-        """The lanes to claim from, queues taking turns at the front, high priorities first within each.
+        """The lanes to claim from: queues that were given least first, equals in turn; within each, high priorities first.
 
         `rooms`: most tasks a queue may still yield; queues without an entry have `most`.
         """
-        queues = sorted({queue for queue, _ in self._marks})
-        if not queues:
-            return []
-        self._turn += 1
-        turn = self._turn % len(queues)
-        place = {queue: i for i, queue in enumerate(queues[turn:] + queues[:turn])}
+        place = {queue: i for i, queue in enumerate(self._in_order())}
         keys = sorted(self._marks, key=lambda key: (place[key[0]], -key[1]))
         return [
             Watermark(queue, priority, *self._marks[queue, priority], room)
             for queue, priority in keys
             if (room := min(most, rooms.get(queue, most))) > 0
         ]
+
+    def _in_order(self) -> list[str]:
+        """The known queues, who has been given least first; who is new begins beside the one that has the most."""
+        queues = sorted({queue for queue, _ in self._marks})
+        if len(queues) < 2:
+            self._given = {}
+            return queues
+        most = max(self._given.values(), default=0)
+        self._given = {queue: max(self._given.get(queue, most), most - self._credit) for queue in queues}
+        self._turn += 1
+        turn = self._turn % len(queues)
+        return sorted(queues[turn:] + queues[:turn], key=self._given.__getitem__)
 
     def __len__(self) -> int:
         return len(self._marks)
