@@ -150,7 +150,8 @@ async def test_every_wrong_key_gets_the_same_answer_everywhere(app: Api, kind: s
                 app.parts.auth._failures = Failures()
                 answer = await client.request(route.method, _real(path), headers=headers)
                 if path != "/nothing" and route.scope == PROBE:
-                    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+                    # Up or down, which a busy machine may make it, and no more.
+                    assert answer.json() == {"status": {200: "ok", 503: "unavailable"}[answer.status_code]}
                     continue
                 found = problem(answer, 401, "unauthorized")
                 assert answer.headers["www-authenticate"] == "Bearer"
@@ -433,7 +434,7 @@ async def test_a_full_queue_takes_no_more(shared_pool: Pool) -> None:
     pressure, queues = app.parts.pressure, app.parts.queues
     body = {"type": "echo", "queue": "full"}
     async with client_of(app) as client:
-        problem(await client.post("/api/v1/tasks/batch", json=[body] * 5), 429, "queue_full")
+        problem(await client.post("/api/v1/tasks/batch", json=[body] * 5), 413, "batch_too_large")
         assert (await client.post("/api/v1/tasks/batch", json=[body] * 3)).status_code == 201
         for _ in range(2):
             # Whether this process counted itself, or read what is there.

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from dhara.api import events
+from dhara.api import events, keyring
 from dhara.api.asgi import Api
 from dhara.api.events import Feed
 from dhara.domain.forecast import Forecast, forecast
@@ -25,7 +25,7 @@ from tests.waiting import eventually
 class Listener:
     """A stream of `/events`, as a browser holds it: its own end of an ASGI request."""
 
-    def __init__(self, app: Api, query: str = "") -> None:
+    def __init__(self, app: Api, query: str = "", key: str = "") -> None:
         self._leave = asyncio.Event()
         self._pieces: asyncio.Queue[bytes] = asyncio.Queue()
         self.headers: dict[bytes, bytes] = {}
@@ -34,7 +34,7 @@ class Listener:
             "method": "GET",
             "path": "/api/v1/events",
             "query_string": query.encode(),
-            "headers": [(b"host", b"127.0.0.1:8080")],
+            "headers": [(b"host", b"127.0.0.1:8080")] + ([(b"authorization", f"Bearer {key}".encode())] if key else []),
         }
         self._first = True
         self.request = asyncio.create_task(app(scope, self._receive, self._send))
@@ -113,6 +113,47 @@ async def test_a_stop_ends_streams_and_silence_is_broken(quick: Api, monkeypatch
     await asyncio.wait_for(listener.request, 20)
 
 
+ENDS: dict[str, str] = {
+    "revoked": "UPDATE dhara.api_keys SET revoked_at = now(), changed_at = now() WHERE name = 'test'",
+    "expired": "UPDATE dhara.api_keys SET expires_at = now(), changed_at = now() WHERE name = 'test'",
+    "deleted by hand": "DELETE FROM dhara.api_keys WHERE name = 'test'",
+    "the first key is made": "",
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+async def test_streams_and_long_polls_end_with_their_key(
+    quick: Api, pool: Pool, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S7: nothing is told once the server has heard that the key is no longer valid."""
+    assert keyring.INTERVAL + events.LOOK < 5
+    monkeypatch.setattr(events, "LOOK", 0.02)
+    keys, ring, text = quick.parts.keys, quick.parts.ring, ""
+    if ENDS[how]:
+        text = (await keys.create("test", ["read"])).text
+        await keys.create("another", ["read"])
+    await ring.refresh()
+    task = await factories.make_task(pool)
+    listener = Listener(quick, f"task={task.id}", text)
+    await listener.event("task")
+    async with _client(quick, {"authorization": f"Bearer {text}"} if text else {}) as client:
+        poll = asyncio.create_task(client.get(f"/api/v1/tasks/{task.id}/wait?timeout=60"))
+        await eventually(lambda: len(quick.parts.waiters) == 1)
+        if ENDS[how]:
+            await pool.execute(ENDS[how])
+        else:
+            await keys.create("test", ["read"])
+        ring._rounds = 0  # a look at all of them
+        await ring.refresh()
+        while not listener._pieces.empty():
+            listener._pieces.get_nowait()
+        await Tasks(pool).request_cancel(task.id)
+        answer = await asyncio.wait_for(poll, 30)
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
+    await asyncio.wait_for(listener.request, 30)
+    assert listener._pieces.empty() and len(quick.parts.feed) == 0
+
+
 async def test_a_slow_reader_gets_the_latest_only(app: Api) -> None:
     feed: Feed = app.parts.feed
     one = feed.subscribe()
@@ -133,8 +174,9 @@ async def test_too_many_streams_are_refused(
     assert (await client.get(f"/api/v1/events?{query}")).status_code == 422
 
 
-def _client(app: Api) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://127.0.0.1:8080")
+def _client(app: Api, headers: dict[str, str] | None = None) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app=app)
+    return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8080", headers=headers)
 
 
 async def test_rates_come_from_samples_that_maintenance_takes(client: httpx.AsyncClient, pool: Pool) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx
 import pytest
 
-from dhara.dashboard import Principal, app
+from dhara.api import keyring
+from dhara.dashboard import Principal, Site, app, live
 from dhara.dashboard.keys import NoKeys
+from dhara.dashboard.live import Live
+from dhara.dashboard.pulse import Pulse
 from dhara.dashboard.sessions import FRESH
 from dhara.dashboard.site import NOBODY, PAGES
 from dhara.domain.access import digest
+from dhara.errors import Unavailable
 from dhara.store.keys import Keys
 from dhara.store.pool import Pool
 from dhara.store.sessions import Sessions
 from tests.dashboard.conftest import FORM, LIMITED, OPERATOR, READER, FewKeys, browser, send, served, sign_in, token
 from tests.factories import make_task
+from tests.waiting import eventually
 
 ID = "01890a5d-ac96-774b-bcce-b302099a8057"
 
@@ -133,6 +139,52 @@ async def test_session_ends_with_its_key_by_idling_and_by_signing_out(pool: Pool
         await sign_in(client, OPERATOR)
         keys.revoked.add(OPERATOR)
         assert (await client.get("/")).url.path == "/sign-in"
+
+
+@pytest.mark.parametrize("end", ["its key is revoked", "signed out elsewhere", "idle"])
+async def test_a_stream_ends_with_its_session(pool: Pool, keys: FewKeys, end: str) -> None:
+    """S7, for what stays open; and a stream keeps nobody signed in."""
+    assert keyring.INTERVAL + live.SILENCE <= 5 and FRESH + live.SILENCE <= 5
+    clock = [0.0]
+    api = served(pool, keys, clock=lambda: clock[0])
+    assert isinstance(api.site, Site)
+    streams, api.site.live._period = api.site.live._streams, 0.02
+    async with browser(api) as client:
+        await sign_in(client, OPERATOR)
+        opened = asyncio.create_task(client.get("/live"))
+        await eventually(lambda: len(streams) == 1)
+        if end == "its key is revoked":
+            keys.revoked.add(OPERATOR)
+        elif end == "idle":
+            await pool.execute("UPDATE dhara.sessions SET seen_at = seen_at - interval '31 min'")
+        else:
+            cookies = {"dhara-session": client.cookies["dhara-session"]}
+            async with browser(served(pool, keys), cookies=cookies) as other:
+                await send(other, "/sign-out")
+        clock[0] += FRESH
+        answer = await asyncio.wait_for(opened, 30)
+        assert answer.text.startswith("retry") and answer.headers["content-type"].startswith("text/event-stream")
+        assert (await client.get("/live")).status_code == 401
+    assert not streams
+
+
+async def test_while_nobody_can_tell_a_stream_tells_nothing(pool: Pool) -> None:
+    told, known = Live(Pulse(pool, "dhara"), period=0.02), asyncio.Event()
+
+    async def may() -> bool:
+        if not known.is_set():
+            raise Unavailable("the database does not answer")
+        return True
+
+    events = told._events(may)
+    assert (await anext(events)).startswith("retry")
+    waiting = asyncio.ensure_future(anext(events))
+    await asyncio.wait({waiting}, timeout=0.2)
+    assert not waiting.done()
+    known.set()
+    assert (await asyncio.wait_for(waiting, 30)).startswith("event: tick")
+    told.close()
+    await events.aclose()
 
 
 async def test_sessions_outlive_their_server_and_are_shared(pool: Pool, keys: FewKeys) -> None:

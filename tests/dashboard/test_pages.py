@@ -201,8 +201,11 @@ async def test_ticks_say_when_something_has_changed(pool: Pool) -> None:
     from dhara.dashboard.live import Live
     from dhara.dashboard.pulse import Pulse
 
+    async def may() -> bool:
+        return True
+
     live = Live(Pulse(pool, "dhara"), period=0.05)
-    events = live._events()
+    events = live._events(may)
     assert (await anext(events)).startswith("retry")
     first = await asyncio.wait_for(anext(events), 10)
     await make_task(pool)
@@ -210,7 +213,7 @@ async def test_ticks_say_when_something_has_changed(pool: Pool) -> None:
         pass
     live.close()
     assert len([event async for event in events]) <= 2, "the stream has not ended"
-    assert live.stream().status_code == 503
+    assert live.stream(may).status_code == 503
 
 
 def test_json_is_shown_as_it_is() -> None:

@@ -109,6 +109,15 @@ class Auth:
         entry = self.ring.find(id)
         return entry.principal if entry is not None and proves(entry.digest) and time.time() < entry.until else None
 
+    def stands(self, principal: Principal) -> bool:
+        """Whether whom a request was let in for would be let in now: for answers that take their time."""
+        if principal is ANYONE:
+            return self.open
+        if not principal.key:
+            return True
+        entry = self.ring.find(principal.key)
+        return entry is not None and time.time() < entry.until and not self.ring.stale
+
     def limit(self, principal: Principal) -> None:
         """Raise `Refused` (429) where the principal sends more than its rate."""
         rate = principal.rate or self._rate

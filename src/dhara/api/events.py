@@ -5,6 +5,9 @@
     task     a task that the stream asked for, as lists show it, whenever it has changed
     : beat   a comment after a while of silence, so that both ends know that the other is there
 
+A stream ends with the API key that it was opened with: revoked or expired, it is told no more within `LOOK` seconds of the
+server's hearing of it.
+
 What has not been sent when the next round comes is replaced by it: a slow reader gets fewer events, not older ones, and
 what is kept for a stream is bounded by the number of kinds and of tasks that it watches.
 """
@@ -14,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 from uuid import UUID
@@ -30,6 +34,7 @@ from dhara.store.tasks import Tasks
 log = logging.getLogger(__name__)
 
 INTERVAL = 1.0
+LOOK = 1.0
 BEAT = 15.0
 MOST_STREAMS = 500
 MOST_TASKS = 20
@@ -165,23 +170,27 @@ async def stream(request: Request) -> Reply:
     if len(tasks) > MOST_TASKS:
         message = f"at most {MOST_TASKS} tasks a stream"
         raise Refused("invalid_query", message, errors=(("task", message),))
-    feed = request.parts.feed
+    feed, auth, principal = request.parts.feed, request.parts.auth, request.principal
     feed.check()
     return Stream(
         200,
         content_type=b"text/event-stream",
         headers=((b"x-accel-buffering", b"no"),),
-        pieces=_pieces(feed, tasks, request.receive),
+        pieces=_pieces(feed, tasks, request.receive, lambda: auth.stands(principal)),
     )
 
 
-async def _pieces(feed: Feed, tasks: frozenset[UUID], receive: Callable[[], Any]) -> AsyncGenerator[bytes, None]:
-    subscription = feed.subscribe(tasks)
+async def _pieces(
+    feed: Feed, tasks: frozenset[UUID], receive: Callable[[], Any], stands: Callable[[], bool]
+) -> AsyncGenerator[bytes, None]:
+    subscription, said = feed.subscribe(tasks), time.monotonic()
     gone = asyncio.ensure_future(_hung_up(receive, subscription))
     try:
         yield _RETRY
-        while (piece := await subscription.take(BEAT)) is not None:
-            yield piece or b": beat\n\n"
+        while (piece := await subscription.take(min(LOOK, BEAT))) is not None and stands():
+            if piece or time.monotonic() - said >= BEAT:
+                said = time.monotonic()
+                yield piece or b": beat\n\n"
     finally:
         gone.cancel()
         feed.unsubscribe(subscription)

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from dhara.api import wire
-from dhara.api.auth import forbidden
+from dhara.api.auth import forbidden, unauthorized
 from dhara.api.exchange import Reply, Request, json_reply
 from dhara.api.problems import Refused, busy, not_found
 from dhara.api.shapes import (
@@ -178,6 +178,8 @@ async def wait(request: Request) -> Reply:
     task = await _task(request)
     if task.status not in FINAL:
         await request.parts.waiters.wait(task.id, request.query.get("timeout", DEFAULT_WAIT), request.receive)
+        if not request.parts.auth.stands(request.principal):
+            raise unauthorized()
         task = await _task(request)
     return json_reply(_out(request, task), 200 if task.status in FINAL else 202)
 

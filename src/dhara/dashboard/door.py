@@ -56,15 +56,16 @@ class Door:
         """Whether people sign in here, rather than with the host application."""
         return self._authorize is None
 
-    async def visitor(self, request: Request) -> tuple[Principal | None, str]:
-        """Who it is, and the token that this visitor's forms bear; None: nobody who may enter."""
+    async def visitor(self, request: Request, *, present: bool = True) -> tuple[Principal | None, str]:
+        """Who it is, and the token that this visitor's forms bear; None: nobody who may enter. Not `present`: the visitor's
+        browser asks by itself, which keeps no session alive."""
         cookie = request.cookies.get(_named(TOKEN, request), "")
         if self._authorize is not None:
             return await self._authorize(request), cookie
         name = request.cookies.get(_named(SESSION, request), "")
         if name and (session := await self._sessions.find(name)) is not None:
-            # A page that refreshes itself is nobody's presence.
-            if "hx-request" not in request.headers:
+            # Nor is a page that refreshes itself anybody's presence.
+            if present and "hx-request" not in request.headers:
                 await self._sessions.see(name, session)
             holder = await self._keys.holder(
                 session.key_id, lambda kept: hmac.compare_digest(proof(name, kept), session.proof)

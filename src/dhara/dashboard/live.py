@@ -2,13 +2,14 @@
 
 One look a second at the fleet's counters serves all streams, and only while there are streams. Events carry no data of
 tasks, only a number that grows when something has changed: each page then asks for itself, with its visitor's rights.
+Before each event it is asked again whether the visitor may still come in; a stream ends with its session or its key.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 
 from starlette.responses import Response, StreamingResponse
@@ -18,6 +19,8 @@ from dhara.dashboard.pulse import Pulse
 log = logging.getLogger(__name__)
 
 PERIOD = 1.0
+# Without events it is looked that often, too, whether the visitor still may.
+SILENCE = 2.0
 MOST_STREAMS = 500
 
 
@@ -33,12 +36,12 @@ class Live:
         self._last: object = None
         self._closed = False
 
-    def stream(self) -> Response:
-        """A stream for one page; refused when there are too many, whose pages then poll."""
+    def stream(self, may: Callable[[], Awaitable[bool]]) -> Response:
+        """A stream for one page, as long as its visitor `may` see it; refused when there are too many, whose pages then poll."""
         if self._closed or len(self._streams) >= MOST_STREAMS:
             return Response(status_code=503, headers={"retry-after": "5"})
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        return StreamingResponse(self._events(), media_type="text/event-stream", headers=headers)
+        return StreamingResponse(self._events(may), media_type="text/event-stream", headers=headers)
 
     def close(self) -> None:
         """End every stream."""
@@ -48,15 +51,23 @@ class Live:
         if self._looker is not None:
             self._looker.cancel()
 
-    async def _events(self) -> AsyncIterator[str]:
+    async def _events(self, may: Callable[[], Awaitable[bool]]) -> AsyncGenerator[str, None]:
         queue: asyncio.Queue[str | None] = asyncio.Queue(maxsize=2)
         self._streams.add(queue)
         if self._looker is None or self._looker.done():
             self._looker = asyncio.create_task(self._look(), name="dashboard live")
         try:
             yield "retry: 2000\n\n"
-            while (event := await queue.get()) is not None:
-                yield event
+            while (event := await _next(queue)) is not None:
+                try:
+                    if not await may():
+                        return
+                except Exception as error:
+                    # Nobody can tell; and so nothing is told.
+                    log.debug("whether a stream may go on is not known: %s: %s", type(error).__name__, error)
+                    continue
+                if event:
+                    yield event
         finally:
             self._streams.discard(queue)
 
@@ -72,6 +83,15 @@ class Live:
                 for queue in self._streams:
                     _put(queue, f"event: tick\ndata: {self._version}\n\n")
             await asyncio.sleep(self._period)
+
+
+async def _next(queue: asyncio.Queue[str | None]) -> str | None:
+    """The next event, empty after a while without any; None: the stream is to end."""
+    try:
+        async with asyncio.timeout(SILENCE):
+            return await queue.get()
+    except TimeoutError:
+        return ""
 
 
 def _put(queue: asyncio.Queue[str | None], event: str | None) -> None:

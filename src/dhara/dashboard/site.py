@@ -222,16 +222,20 @@ class Site:
 
     async def _stream(self, request: Request) -> Response:
         """Server-sent events: a tick whenever something may have changed."""
+
+        async def may() -> bool:
+            principal, _ = await self.door.visitor(request, present=False)
+            return principal is not None and principal.may(READ)
+
         try:
             await self._open()
-            principal, _ = await self.door.visitor(request)
+            if not await may():
+                return Response(status_code=401)
         except Exception as error:
             # Browsers come again by themselves.
             log.warning("a stream is refused: %s: %s", type(error).__name__, error)
             return Response(status_code=503)
-        if principal is None or not principal.may(READ):
-            return Response(status_code=401)
-        return self.live.stream()
+        return self.live.stream(may)
 
 
 def _refusal(error: Exception) -> Refusal:
