@@ -42,13 +42,17 @@ class Unavailable(DharaError):
 
 
 class QueueFull(Unavailable):
-    """The queue has as many PENDING tasks as it takes; nothing was enqueued. `most`: how many these are, if it is known."""
+    """The queue has as many PENDING tasks as it takes; nothing was enqueued. `most`: how many these are, if it is known;
+    `never`: so many at once would not fit into an empty queue."""
 
     code = "queue_full"
 
-    def __init__(self, queue: str, most: int | None = None) -> None:
+    def __init__(self, queue: str, most: int | None = None, asked: int = 1) -> None:
+        # A queue that takes none is closed for now; one that takes some will never take more at once.
+        self.never = most is not None and 0 < most < asked
         limit = "is full" if most is None else f"takes {most:,} PENDING tasks"
-        super().__init__(f"queue {queue} {limit}; try again later")
+        way_out = f"{asked:,} at once never fit: send fewer, or raise its limit" if self.never else "try again later"
+        super().__init__(f"queue {queue} {limit}; {way_out}")
         self.queue = queue
         self.most = most
 

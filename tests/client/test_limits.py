@@ -14,6 +14,7 @@ import pytest
 from dhara import AsyncClient, IdempotencyConflict, QueueFull
 from dhara.api.asgi import create_app
 from dhara.client import valve
+from dhara.client.http import HttpBackend
 from dhara.client.valve import Valve
 from dhara.settings import Settings
 from dhara.store.pool import Pool
@@ -104,6 +105,28 @@ async def test_a_client_waits_for_room(pool: Pool, client: AsyncClient, monkeypa
     assert not waiting.done()
     await first.cancel()
     assert (await waiting).created
+
+
+async def test_more_than_a_queue_takes_at_all_is_refused_at_once(pool: Pool, dsn: str) -> None:
+    """Waiting would not help: by the library and over HTTP."""
+    await Queues(pool).limit("mail", 5, "test")
+    app = create_app(pool=pool, settings=Settings())
+    await app.parts.pressure.refresh()
+    transport = httpx.ASGITransport(app)
+    six = [{"type": "t", "queue": "mail"}] * 6
+    remote = AsyncClient("http://127.0.0.1:8080")
+    remote._backend = HttpBackend("http://127.0.0.1:8080", transport=transport, patience=600.0)
+    async with AsyncClient(dsn, patience=600.0) as client, remote:
+        for one in (client, remote):
+            with pytest.raises(QueueFull, match="takes 5 PENDING tasks; 6 at once never fit") as refused:
+                await asyncio.wait_for(one.enqueue_many(six), 60)
+            assert (refused.value.queue, refused.value.most, refused.value.never) == ("mail", 5, True)
+            assert len(await one.enqueue_many(six[:2])) == 2
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8080") as http:
+        answer = await http.post("/api/v1/tasks/batch", json=six)
+    assert (answer.status_code, answer.json()["code"]) == (413, "batch_too_large")
+    assert "retry-after" not in answer.headers
+    assert await pool.fetchval("SELECT count(*) FROM dhara.tasks") == 4
 
 
 async def test_a_client_that_may_not_ask_enqueues_all_the_same(

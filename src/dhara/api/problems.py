@@ -45,6 +45,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "schedule_exists": (409, "There is a schedule of that name"),
     "body_too_large": (413, "The body is too large"),
     "payload_too_large": (413, "The payload is too large"),
+    "batch_too_large": (413, "The batch is larger than its queue's limit; nothing was enqueued"),
     "url_too_long": (414, "The URL is too long"),
     "unsupported_media_type": (415, "The body must be application/json, not compressed"),
     "misdirected_host": (421, "The server does not answer for this host"),
@@ -138,6 +139,8 @@ def refusal(error: BaseException, request_id: str = "") -> Refused:
                 index=error.index,
                 task_id=str(error.existing),
             )
+        case QueueFull(never=True):
+            return Refused("batch_too_large", str(error))
         case QueueFull():
             return busy("queue_full", str(error), ROOM_SECONDS)
         case NotFound():

@@ -103,7 +103,15 @@ TABLE: tuple[Route, ...] = (
         scope=ENQUEUE,
         request=shapes.BatchIn | shapes.TaskBatch,
         answers={201: list[shapes.BatchedOut]},
-        errors=(*BODY, "invalid_batch", "invalid_string", "idempotency_conflict", "queue_full", *DATABASE),
+        errors=(
+            *BODY,
+            "invalid_batch",
+            "invalid_string",
+            "idempotency_conflict",
+            "queue_full",
+            "batch_too_large",
+            *DATABASE,
+        ),
     ),
     Route(
         method="GET",

@@ -54,7 +54,7 @@ LONGEST_POLL = 25.0
 _MOST_PAUSE = 2.0
 _BUSY = (429, 502, 503, 504)
 _OURS = "dhara-client-"
-_FULL = re.compile(r"queue (\S+) takes ([\d,]+) ")
+_FULL = re.compile(r"queue (\S+) takes ([\d,]+) PENDING tasks(?:; ([\d,]+) at once)?")
 
 
 class _Problem(Struct):
@@ -428,8 +428,10 @@ def _explain(answer: httpx.Response, where: str) -> NoReturn:
 
 
 def _busy(problem: _Problem, text: str) -> Unavailable:
-    full = _FULL.match(problem.detail) if problem.code == "queue_full" else None
-    return QueueFull(full[1], int(full[2].replace(",", ""))) if full else Unavailable(text)
+    full = _FULL.match(problem.detail) if problem.code in ("queue_full", "batch_too_large") else None
+    if full is None:
+        return Unavailable(text)
+    return QueueFull(full[1], *(int(number.replace(",", "")) for number in full.groups()[1:] if number))
 
 
 def _meaning(problem: _Problem, status: int, fields: list[tuple[str, str]], where: str) -> DharaError:
@@ -445,6 +447,8 @@ def _meaning(problem: _Problem, status: int, fields: list[tuple[str, str]], wher
             return InvalidTask(fields or [("body", detail)], problem.code)
         case "not_found":
             return NotFound(detail)
+        case "batch_too_large":
+            return _busy(problem, detail)
     if status == 404:
         return ConfigError(f"{where} is no dhara server, or another path is; check the URL")
     if status in (401, 403, 421):

@@ -39,7 +39,8 @@ class Valve:
         return not self._pressure.limited and time.monotonic() - self._looked < FRESH
 
     async def admit(self, queues: Iterable[str]) -> None:
-        """Count enqueues into these queues, all or none, once they fit. Raises `QueueFull` if they do not in time.
+        """Count enqueues into these queues, all or none, once they fit. Raises `QueueFull` if they do not in time,
+        at once if they never will.
 
         Without any limit `queues` is not gone through: many tasks need not be built for it.
         """
@@ -51,8 +52,8 @@ class Valve:
         while True:
             try:
                 self._pressure.take_all(wanted)
-            except QueueFull:
-                if time.monotonic() + PAUSE > give_up:
+            except QueueFull as full:
+                if full.never or time.monotonic() + PAUSE > give_up:
                     raise
             else:
                 return

@@ -37,7 +37,7 @@ class Pressure:
         for queue, n in wanted.items():
             most = self._own.get(queue, self._limit or None)
             if most is not None and self._depths[queue] + n > most:
-                raise QueueFull(queue, most)
+                raise QueueFull(queue, most, n)
         self._depths += wanted
 
     async def refresh(self) -> None:
