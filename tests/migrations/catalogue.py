@@ -8,7 +8,8 @@ from tests.factories import Connection
 
 QUERIES = {
     "table": """
-        SELECT c.relkind::text, c.relname, c.relpersistence::text, c.reloptions::text, c.relrowsecurity,
+        SELECT c.relkind::text, c.relname, c.relpersistence::text,
+               (SELECT array_agg(o ORDER BY o)::text FROM unnest(c.reloptions) AS o), c.relrowsecurity,
                obj_description(c.oid, 'pg_class')
         FROM pg_class AS c WHERE c.relnamespace = $1::text::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f', 'c')""",
     "column": """

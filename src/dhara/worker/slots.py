@@ -292,7 +292,8 @@ class Slots:
         now = time.monotonic()
         self._board.tick(now, self.busy)
         elapsed = max(now - self._last_sweep, 0.001)
-        self._rate = 0.7 * self._rate + 0.3 * (self.finished - self._counted) / elapsed
+        rate = (self.finished - self._counted) / elapsed
+        self._rate = max(rate, 0.7 * self._rate + 0.3 * rate)  # a burst is met at once, and forgotten slowly
         self._counted, self._last_sweep = self.finished, now
         unheard = now - self._board.acked()
         self._hear(unheard > self._first_moment)

@@ -1,0 +1,1 @@
+ALTER TABLE dhara.tasks SET (fillfactor = 80);
