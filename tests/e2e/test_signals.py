@@ -99,6 +99,16 @@ async def test_the_second_signal_releases(fleet: Fleet, facts: Facts, first: int
     assert "Traceback" not in worker.log
 
 
+async def test_signals_to_the_very_end(fleet: Fleet, facts: Facts) -> None:
+    """However late another one comes, the exit code is a documented one, not that of a process that a signal killed."""
+    worker = fleet.start("--concurrency", "2")
+    await ready(facts)
+    while worker.popen.poll() is None:
+        worker.signal(signal.SIGTERM)
+        await asyncio.sleep(0.002)
+    assert worker.popen.returncode == 128 + signal.SIGTERM
+
+
 async def test_ctrl_c_reaches_the_group_and_drains_once(fleet: Fleet, facts: Facts) -> None:
     """A terminal sends SIGINT to the whole foreground group: one Ctrl-C is one signal, two are two."""
     worker = fleet.start("--concurrency", "5")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import socket
 from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
 
 from dhara.errors import Unavailable
-from dhara.store.pool import DatabaseSettings, Pool, _is_alive
+from dhara.store.pool import DatabaseSettings, Pool, _is_alive, is_transient
 from tests.waiting import eventually
 
 
@@ -74,3 +76,32 @@ async def test_closing_waits_for_what_is_out(dsn: str) -> None:
     assert pool.size == 0
     with pytest.raises(Unavailable):
         await pid(pool)
+
+
+async def test_a_dead_link_is_found_within_twelve_seconds(narrow: Pool) -> None:
+    """F38, at worst: the link dies, its probes are about to tell, and a query stops them and waits for its own time-out."""
+    async with narrow.acquire() as connection:
+        sock = connection._transport.get_extra_info("socket")
+        names = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_USER_TIMEOUT")
+        idle, interval, limit = (sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    limit /= 1e3
+    probes = idle + interval * max(1, math.ceil((limit - idle) / interval))
+    assert probes + limit <= 11.5
+
+
+async def test_a_migration_that_passes_by_is_worth_another_try(narrow: Pool, db: asyncpg.Connection) -> None:
+    """F27: the driver tries again by itself, but once, and not in a transaction; a client must not fail for it."""
+    await db.execute("CREATE TABLE dhara.passing (a int)")
+    try:
+        async with narrow.acquire() as connection:
+            await connection.fetch("SELECT * FROM dhara.passing")
+            await db.execute("ALTER TABLE dhara.passing ADD COLUMN b int")
+            transaction = connection.transaction()
+            await transaction.start()
+            with pytest.raises(asyncpg.InvalidCachedStatementError) as found:
+                await connection.fetch("SELECT * FROM dhara.passing")
+            await transaction.rollback()
+        assert is_transient(found.value)
+    finally:
+        await db.execute("DROP TABLE dhara.passing")

@@ -104,7 +104,11 @@ async def test_what_does_not_end_is_released_and_is_no_failure(dsn: str, desk: D
     assert not await invariants.violations(desk.tasks.db)
 
 
-async def test_a_handler_that_swallows_its_cancellation_does_not_keep_the_worker(dsn: str, desk: Desk) -> None:
+async def test_a_handler_that_swallows_its_cancellation_does_not_keep_the_worker(
+    dsn: str, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has been waited for once, as it was interrupted; not again as the slots end."""
+    monkeypatch.setattr("dhara.worker.slots._EXIT_PATIENCE", 60.0)
     tasks = Registry()
     started, finished = Signal("started"), asyncio.Event()
 

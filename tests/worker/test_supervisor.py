@@ -14,7 +14,7 @@ import pytest
 from dhara import ConfigError, Registry
 from dhara.settings import Settings
 from dhara.worker.entry import RELEASE, load_registry
-from dhara.worker.keeper import Died
+from dhara.worker.keeper import Died, Leave
 from dhara.worker.supervisor import Supervisor, WorkerSpec, supervise
 
 
@@ -154,6 +154,25 @@ def test_stragglers_are_killed_without_blame(
     assert signals == ([(4711, signal.SIGKILL)] if killed else [])
     it._ended(it.child, -signal.SIGKILL)
     assert it.told_keeper == [Died(UUID(int=7), "signal SIGKILL", blame=not killed)]
+
+
+def test_the_keeper_may_leave_as_soon_as_all_have_signed_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only when their processes have ended: that would be one wait after the other. And it is not started again."""
+    sent: list[object] = []
+    monkeypatch.setattr("dhara.worker.supervisor.send", lambda keeper, message: sent.append(message))
+    it = Watched()
+    it._keeper = object()  # type: ignore[assignment]
+    it.live(5)
+    it._let_keeper_leave()
+    it._told = [signal.SIGTERM]
+    it._let_keeper_leave()
+    assert sent == [], "it still runs"
+    it.child.board.stopped()
+    it._let_keeper_leave()
+    it._let_keeper_leave()
+    assert sent == [Leave()]
+    it._start_keeper = lambda: pytest.fail("another keeper is started")  # type: ignore[method-assign]
+    it._keeper_ended()
 
 
 def test_without_a_database_there_is_one_clear_line() -> None:

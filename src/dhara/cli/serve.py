@@ -70,11 +70,12 @@ def worker(
     The first signal drains: nothing more is claimed, and what runs may finish within DHARA_SHUTDOWN_TIMEOUT. The
     second gives it back at once.
     """
+    import gc
     import signal
 
     from dhara.telemetry.log import configure
     from dhara.worker.process import die_with_parent
-    from dhara.worker.supervisor import WorkerSpec, supervise
+    from dhara.worker.supervisor import ENDS, WorkerSpec, supervise
 
     if parent is not None:
         die_with_parent(parent, signal.SIGTERM)
@@ -90,6 +91,11 @@ def worker(
         concurrency=slots,
         processes=processes or settings.processes,
     )
+    # From here to this process's end, so that a signal at the very last moment leaves the exit code as it is.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
+    # What is imported stays: the runners share its memory, and the interpreter need not go through it all as it ends, which
+    # takes a second of a busy machine.
+    gc.freeze()
     return supervise(spec)
 
 

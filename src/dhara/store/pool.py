@@ -40,6 +40,8 @@ TRANSIENT = (
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.CannotConnectNowError,
     asyncpg.InternalClientError,
+    # A migration passed by, twice: asyncpg tries again once by itself. Nothing was executed.
+    asyncpg.InvalidCachedStatementError,
 )
 
 
@@ -118,11 +120,13 @@ def check_dsn(dsn: str) -> str:
 
 
 def harden(connection: Any) -> None:
-    """Keep-alives and a user time-out on the connection's socket: a dead peer is found in about ten seconds."""
+    """Keep-alives and a user time-out on the connection's socket: a dead peer is found within ten seconds."""
     sock = connection._transport.get_extra_info("socket")
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
-    options = (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 8000))
+    # One that idles is found by its probes after 5 s (Linux goes by the user time-out, not by their count). The worst case is
+    # a query just before that: what is sent stops the probes, and has 5 s of its own.
+    options = (("TCP_KEEPIDLE", 3), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 5000))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in options:
         if hasattr(socket, name):

@@ -269,6 +269,9 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     asyncio.run(_main())
+    # Its parent waits for it, so not by way of what an interpreter takes apart as it ends.
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,8 @@ log = logging.getLogger(__name__)
 
 _SWEEP = 0.2
 _MEMORY_LOOK = 5.0
+# Seconds for handlers to heed that they are interrupted, before what they hold is released without them.
+_HEED = 0.5
 
 
 class RunnerSettings(Struct, frozen=True, kw_only=True):
@@ -244,7 +246,7 @@ class Runner:
         self.slots.release_unstarted()
         self.slots.interrupt_all()
         try:
-            await asyncio.wait_for(self.slots.idle(), 1.0)
+            await asyncio.wait_for(self.slots.idle(), _HEED)
         except TimeoutError:
             self.slots.abandon()
 

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 _AHEAD_SECONDS = 0.05
 _AHEAD_MOST = 1_000
 _TURN = 32
-_EXIT_PATIENCE = 0.5
+_EXIT_PATIENCE, _NO_PATIENCE = 0.5, 0.02
 
 
 class Slots:
@@ -92,6 +92,7 @@ class Slots:
         self.finished = 0
         self.observations = Observations()
         self._last_ended = asyncio.Event()
+        self._abandoned = False
 
     def start(self) -> None:
         """The slots begin to wait for claims."""
@@ -105,8 +106,8 @@ class Slots:
                 slot.stop = Stop.EXIT
                 slot.task.cancel()
         if tasks := [slot.task for slot in self.slots if slot.task]:
-            # A handler that swallows its cancellation must not keep the worker from its end.
-            await asyncio.wait(tasks, timeout=_EXIT_PATIENCE)
+            # A handler that swallows its cancellation must not keep the worker from its end; less so if it has before.
+            await asyncio.wait(tasks, timeout=_NO_PATIENCE if self._abandoned else _EXIT_PATIENCE)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     # room
@@ -355,6 +356,7 @@ class Slots:
 
         Not what is exclusive: it may still be running as this process ends, so a reaper takes it back later.
         """
+        self._abandoned = True
         for slot in self.slots:
             if slot.claim is not None and not slot.exclusive:
                 self.settle(slot.claim, Released("the worker stopped; the handler did not heed it"))

@@ -4,7 +4,8 @@ that it can fork: a runner starts with everything imported, and a registry of `_
     a runner dies    the keeper is told (it takes the leases back) and a new runner starts, later each time it crashes soon
     the keeper dies  a new one starts; runners notice nothing
     an operator drains a runner: none starts in its place; when the last has gone, this process goes, too
-    SIGTERM, SIGINT  runners drain; again: they release at once; one that does not end in time is killed
+    SIGTERM, SIGINT  runners drain; again: they release at once; one that does not end in time is killed. The keeper leaves
+                     while they sign off. A signal that comes when all is over may still make the exit code say "again"
     it dies itself   the kernel ends the runners; the keeper sees the end of its input, takes back, and leaves
 """
 
@@ -38,8 +39,9 @@ from dhara.worker.runner import RunnerSettings
 log = logging.getLogger(__name__)
 
 _FATAL = frozenset({EXIT_CONFIG, EXIT_SCHEMA, EXIT_UNAVAILABLE})
-_ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _FIRST_PAUSE, _LONGEST_PAUSE, _HEALTHY = 0.05, 5.0, 1.0
+_TURN, _SHORT_TURN = 0.5, 0.05
 # Beyond its grace, a runner is killed after so many seconds: one whose loop stands still; any.
 _STALLED, _PATIENCE = 1.5, 15.0
 
@@ -56,7 +58,10 @@ class WorkerSpec(Struct, frozen=True, kw_only=True):
 
 
 def supervise(spec: WorkerSpec) -> int:
-    """Run until told to stop; blocks. Answers the exit code: 0 drained, 128 + signal when told twice."""
+    """Run until told to stop; blocks. Answers the exit code: 0 drained, 128 + signal when told twice.
+
+    Signals that the caller has blocked stay blocked, so that none can end the process between this answer and its exit.
+    """
     if not spec.settings.database_url:
         raise ConfigError("no database: set DHARA_DATABASE_URL=postgresql://user:password@host:5432/database")
     return Supervisor(spec).run()
@@ -89,6 +94,7 @@ class Supervisor:
         self._fd = boards.share(processes, self._slots)
         self._children = [_Child(i, b) for i, b in enumerate(boards.attach(self._fd, processes, self._slots))]
         self._keeper: subprocess.Popen[bytes] | None = None
+        self._keeper_leaves = False
         self._told: list[int] = []
         self._passed = 0
         self._end_by = math.inf
@@ -97,8 +103,8 @@ class Supervisor:
     def run(self) -> int:
         """Start everything, stay until all runners have ended."""
         self._check_registry()
-        signals = (*_ENDS, signal.SIGCHLD)
-        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        signals = (*ENDS, signal.SIGCHLD)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         try:
             self._start_keeper()
             for child in self._children:
@@ -107,23 +113,32 @@ class Supervisor:
                 self._turn(signals)
         finally:
             self._stop_keeper()
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+            while self._hear(signals, 0):
+                pass
+            self._pass_on()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             os.close(self._fd)
         return self._exit
 
     def _turn(self, signals: tuple[int, ...]) -> None:
-        heard = signal.sigtimedwait(signals, 0.5 if self._all_started() else 0.05)
-        # After a SIGSTOP and SIGCONT of this process, CPython's sigtimedwait may answer what it has never heard.
-        if heard is not None and heard.si_signo in _ENDS:
-            self._told.append(heard.si_signo)
+        self._hear(signals, _SHORT_TURN if self._told or not self._all_started() else _TURN)
         self._pass_on()
         self._kill_stragglers()
         self._reap_children()
+        self._let_keeper_leave()
         if not self._told:
             now = time.monotonic()
             for child in self._children:
                 if not child.pid and not child.retired and now >= child.start_at:
                     self._start(child)
+
+    def _hear(self, signals: tuple[int, ...], seconds: float) -> bool:
+        """Wait for a signal. False if there was none."""
+        heard = signal.sigtimedwait(signals, seconds)
+        # After a SIGSTOP and SIGCONT of this process, CPython's sigtimedwait may answer what it has never heard.
+        if heard is not None and heard.si_signo in ENDS:
+            self._told.append(heard.si_signo)
+        return heard is not None
 
     def _all_started(self) -> bool:
         return all(child.pid or child.retired for child in self._children)
@@ -218,7 +233,16 @@ class Supervisor:
     def _start_keeper(self) -> None:
         self._keeper = start_keeper(self._spec.settings, self._fd, len(self._children), self._slots)
 
+    def _let_keeper_leave(self) -> None:
+        """Once all runners have signed off there is nothing to keep, though their processes may still be about to end."""
+        over = all(not child.pid or child.board.header().flags == boards.STOPPED for child in self._children)
+        if self._told and over and self._keeper is not None and not self._keeper_leaves:
+            self._keeper_leaves = True
+            send(self._keeper, Leave())
+
     def _keeper_ended(self) -> None:
+        if self._keeper_leaves:
+            return
         if not self._told or any(child.pid for child in self._children):
             log.error("the keeper ended; starting another")
             hang_up(self._keeper)
