@@ -37,7 +37,7 @@ from dhara.worker.slot import Slot, Stop
 log = logging.getLogger(__name__)
 
 _AHEAD_SECONDS = 0.05
-_AHEAD_MOST = 1_000
+_AHEAD_MOST = 600
 _TURN = 32
 _EXIT_PATIENCE, _NO_PATIENCE = 0.5, 0.02
 
