@@ -79,7 +79,7 @@ SMOKE = Sizes(
     open_loop=3.0,
     pinned=40_000,
 )
-SMOKE_ROWS = ("P1", "P3", "P4", "P6", "P9")
+SMOKE_ROWS = ("P1", "P3", "P4", "P9")
 
 _MODULES: Mapping[str, str] = {
     "P1": "p01_drain",
