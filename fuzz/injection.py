@@ -1,7 +1,7 @@
 """SQL injection: sqlmap on every parameter of a running server, its paths, queries and bodies, and those of the dashboard.
 
     pip install sqlmap
-    python -m fuzz.injection [--level 3] [--only TEXT] [--sqlmap sqlmap]
+    python -m fuzz.injection [--level 3] [--only PATTERN] [--sqlmap sqlmap]
 
 Takes an hour or so. Exit code 1 if sqlmap calls any parameter injectable, or could not finish with one; and if it finds
 nothing wrong with a route that is here only to be found.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import re
 import subprocess
 import sys
 import tempfile
@@ -172,7 +173,7 @@ async def main(level: int, only: str, sqlmap: str) -> int:
         if (await asyncio.to_thread(attack, BAIT, f"http://127.0.0.1:{port}", sqlmap, 1))[0]:
             print("sqlmap does not find what is to be found; its silence on the rest would mean nothing")
             return 1
-        wanted = [target for target in targets() if only in target.url]
+        wanted = [target for target in targets() if re.search(only, target.url)]
         for n, target in enumerate(wanted, 1):
             begun = time.monotonic()
             clean, said = await asyncio.to_thread(attack, target, f"http://127.0.0.1:{port}", sqlmap, level)
@@ -193,7 +194,7 @@ async def main(level: int, only: str, sqlmap: str) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--level", type=int, default=3)
-    parser.add_argument("--only", default="", metavar="TEXT", help="only targets with TEXT in their URL")
+    parser.add_argument("--only", default="", metavar="PATTERN", help="only targets whose URL has it")
     parser.add_argument("--sqlmap", default="sqlmap", help="the command")
     arguments = parser.parse_args()
     sys.exit(asyncio.run(main(arguments.level, arguments.only, arguments.sqlmap)))

@@ -12,9 +12,13 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from dhara.api import tasks
+from dhara.api.routes import TABLE, Route
+from dhara.api.wire import Param
 from dhara.store.pool import Pool
+from tests.waiting import eventually
 
-from .conftest import JSON, post, problem
+from .conftest import JSON, NOBODY, post, problem
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -320,6 +324,38 @@ QUERIES = [
 async def test_a_wrong_query_is_a_422_that_names_it(client: httpx.AsyncClient, name: str, value: str) -> None:
     found = problem(await client.get("/api/v1/tasks", params={name: value}), 422, "invalid_query")
     assert [e["field"] for e in found["errors"]] == [name]
+
+
+NUMBERS = [
+    (route, param)
+    for route in TABLE
+    for param in route.query
+    if param.schema.get("type") in ("integer", "number") and "text/event-stream" not in route.answers.values()
+]
+
+
+@pytest.mark.parametrize(("route", "param"), NUMBERS, ids=[f"{r.method} {r.path} {p.name}" for r, p in NUMBERS])
+async def test_every_number_in_a_query_is_bounded(client: httpx.AsyncClient, route: Route, param: Param) -> None:
+    """S17: no window, page or wave can be asked for that would take long."""
+    path = "/api/v1" + route.path.replace("{id}", NOBODY).replace("{name}", "q")
+    for value in ("1" + "0" * 30, "-1", "1e400", "nan", "0x10", ""):
+        answer = await client.request(route.method, path, params={param.name: value}, headers=JSON)
+        found = problem(answer, 422, "invalid_query")
+        assert [e["field"] for e in found["errors"]] == [param.name]
+
+
+@pytest.mark.parametrize("path", ["/tasks?q=x", "/dead-letters?type=t"])
+async def test_a_list_that_takes_long_is_ended(
+    client: httpx.AsyncClient, shared_pool: Pool, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S17: and its statement with it, so that nothing piles up behind."""
+    monkeypatch.setattr(tasks, "LIST_SECONDS", 0.2)
+    async with shared_pool.acquire() as blocker, blocker.transaction():
+        await blocker.execute("LOCK TABLE dhara.tasks IN ACCESS EXCLUSIVE MODE")
+        found = problem(await client.get("/api/v1" + path), 503, "overloaded")
+        assert "narrow its filters" in found["detail"]
+        waiting = "SELECT count(*) = 0 FROM pg_locks WHERE NOT granted AND relation = 'dhara.tasks'::regclass"
+        await eventually(lambda: blocker.fetchval(waiting))
 
 
 @pytest.mark.parametrize("name", ["limit", "type", "cursor", "q"])

@@ -89,6 +89,24 @@ async def test_without_a_key_only_probes_answer(locked_app: Api, headers: list[t
         problem(await client.get("/nothing", headers=headers), 401, "unauthorized")
 
 
+async def test_there_are_no_websockets(locked_app: Api) -> None:
+    """S6: whatever the path, with or without a key, one is closed before it is accepted."""
+    for path in {"/nothing", *(path for route in TABLE for path in route.paths)}:
+        for headers in ([], [(b"authorization", f"Bearer {KEY}".encode())]):
+            sent: list[Any] = []
+
+            async def receive() -> dict[str, Any]:
+                return {"type": "websocket.connect"}
+
+            async def send(message: Any, sent: list[Any] = sent) -> None:
+                sent.append(message)
+
+            host = (b"host", b"127.0.0.1:8080")
+            scope = {"type": "websocket", "path": _real(path), "query_string": b"", "headers": [host, *headers]}
+            await locked_app(scope, receive, send)
+            assert [message["type"] for message in sent] == ["websocket.close"], path
+
+
 @pytest.mark.parametrize("key", ["a-key-of-these-tests", "another-key"])
 async def test_with_a_key_everything_answers(locked_app: Api, key: str) -> None:
     async with client_of(locked_app, headers={"authorization": f"bearer {key}"}) as client:

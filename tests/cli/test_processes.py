@@ -204,9 +204,19 @@ def test_a_server_alone_migrates_and_checks(dhara_on_empty: Dhara) -> None:
     with running(dhara_on_empty, "server", "--no-worker", "--port", str(port)) as server:
         until(lambda: get(port, "/readyz"), "the server")
         assert children(server.pid) == []
+        # S1: this machine's own address, and no other.
+        listening = [line.split()[1:4:2] for file in ("tcp", "tcp6") for line in _sockets(file)]
+        assert [at for at, state in listening if at.endswith(f":{port:04X}") and state == "0A"] == [
+            f"0100007F:{port:04X}"
+        ]
         assert dhara_on_empty.json("migrate", "status")["missing"] == []
         server.send_signal(signal.SIGTERM)
         assert server.wait(20) == 0
+
+
+def _sockets(file: str) -> list[str]:
+    found = Path(f"/proc/net/{file}")
+    return found.read_text().splitlines()[1:] if found.exists() else []
 
 
 def test_a_server_that_strangers_could_reach_needs_keys(dhara: Dhara) -> None:

@@ -17,6 +17,7 @@ import pytest
 from dhara import Cancel, Context, DeadLetter, Registry, Retry, RetryPolicy, Snooze
 from dhara.domain import limits
 from dhara.domain.lifecycle import State
+from dhara.worker.failure import failed
 from dhara.worker.runner import Runner
 from tests.worker.kit import Desk, running
 
@@ -139,6 +140,19 @@ async def test_whatever_is_raised_fails_one_task_only(dsn: str, desk: Desk, kind
     # A wish that makes no sense says so; it is not taken for another one.
     for how in ("retry_odd", "retry_delta"):
         assert "seconds" in (bad[how].last_error or ""), how
+
+
+def test_ten_thousand_frames_are_kept_in_a_few_kilobytes() -> None:
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(20_000)
+    try:
+        with pytest.raises(ValueError, match="at the bottom") as raised:
+            _deep(10_000)
+    finally:
+        sys.setrecursionlimit(limit)
+    found = failed("t", raised.value)
+    assert len(found.error or "") <= limits.ERROR_BYTES
+    assert json.loads(found.error or "")["traceback"].rstrip().endswith("ValueError: at the bottom")
 
 
 async def test_what_is_kept_of_an_error(dsn: str, desk: Desk) -> None:
