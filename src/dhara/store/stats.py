@@ -156,7 +156,11 @@ class Stats:
 
     async def histograms(self, most: int = 2_000) -> list[Histogram]:
         """The fleet's histograms."""
-        return [Histogram(*row) for row in await self.db.fetch(self._sql("histograms"), most)]
+        rows = await self.db.fetch(self._sql("histograms"), most)
+        return [
+            Histogram(name, queue, type, total, [int(n) for n in buckets.split(",") if n])
+            for name, queue, type, total, buckets in map(tuple, rows)
+        ]
 
     async def unroutable(self, look_at: int = 10_000, most: int = 200) -> list[Unroutable]:
         """Ready tasks of types that no live worker knows, most first; looks at about `look_at` tasks, whatever their number."""
