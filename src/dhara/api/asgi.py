@@ -7,26 +7,24 @@ so `Api` puts the edge around the router itself.
 
 from __future__ import annotations
 
-import itertools
 import logging
-import re
-import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Protocol, cast
 
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Router
 from starlette.routing import Route as StarletteRoute
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dhara.api import problems
-from dhara.api.auth import Auth, forbidden
+from dhara.api.answer import Outgoing, count, request_id_of
+from dhara.api.auth import Auth, check_address, forbidden
 from dhara.api.backpressure import Backpressure
 from dhara.api.cursors import Cursors
 from dhara.api.events import Feed
-from dhara.api.exchange import ClientGone, Reply, Request, Stream, header_values, index_headers
+from dhara.api.exchange import ClientGone, Request, index_headers
 from dhara.api.figures import Figures
 from dhara.api.health import Health
 from dhara.api.ingest import Ingest, Wakes
@@ -35,6 +33,7 @@ from dhara.api.openapi import document
 from dhara.api.parts import Parts
 from dhara.api.problems import Refused, not_found
 from dhara.api.routes import PROBE, TABLE, Route
+from dhara.api.shortcut import Shortcut
 from dhara.api.waiters import Waiters
 from dhara.api.wire import query
 from dhara.domain.access import Principal
@@ -54,39 +53,15 @@ from dhara.store.stats import Stats
 from dhara.store.tasks import Tasks
 from dhara.store.workers import Workers
 from dhara.telemetry import log as telemetry_log
-from dhara.telemetry.metrics import OTHER, LoopLag, Traffic
+from dhara.telemetry.metrics import LoopLag, Traffic
 
 log = logging.getLogger(__name__)
 
 # Whom a probe is for, until its endpoint asks.
 NOBODY = Principal("nobody", frozenset())
-# Sends status, head lines and body of an answer in one piece.
-WholeReply = Callable[[int, bytes, bytes], Awaitable[None]]
 
-URL_BYTES = 8 * 1024
-HEADER_BYTES = 32 * 1024
-
-SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
-    (
-        b"content-security-policy",
-        (
-            b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
-            b" frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
-        ),
-    ),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-)
-_NO_STORE = (b"cache-control", b"no-store")
-_NO_STORE_LINE = b"%b: %b\r\n" % _NO_STORE
-_SECURITY_LINES = b"".join([b"%b: %b\r\n" % header for header in SECURITY_HEADERS])
-# Made ids: unlike those of any other process, and countable within this one.
-_PROCESS = secrets.token_hex(6)
-_NUMBERS = itertools.count(1)
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 # Below these every path is the API's, also one that does not exist.
 _API_PATHS = ("/api/", "/docs/")
-_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE"})
 
 
 def create_app(
@@ -154,6 +129,8 @@ class Api(Starlette):
     def __init__(self, parts: Parts, further: Sequence[BaseRoute] = (), site: Site | None = None) -> None:
         self.parts = parts
         self.site = site
+        # None: every request goes the long way.
+        self.shortcut: Shortcut | None = Shortcut(parts)
         super().__init__(
             routes=[*(StarletteRoute(*one) for one in _methods(parts).items()), *further], lifespan=_lifespan
         )
@@ -238,13 +215,13 @@ class Edge:
             return
         started = time.perf_counter()
         index_headers(scope)
-        request_id = scope["dhara.request_id"] = _request_id(scope)
+        request_id = scope["dhara.request_id"] = request_id_of(scope)
         telemetry_log.request_id.set(request_id)
         outgoing = Outgoing(send, request_id, scope.get("dhara.reply"))
         try:
             if self._site is not None and not self._is_api(scope["path"]):
                 scope["dhara.route"] = "dashboard"
-                self._check_address(scope)
+                check_address(self._auth, scope)
                 await self._site(scope, receive, outgoing)
             else:
                 self._check(scope)
@@ -258,11 +235,11 @@ class Edge:
                 raise
             await outgoing.finish(problems.reply(refused, request_id))
         finally:
-            self._count(scope, outgoing.status, time.perf_counter() - started)
+            count(self._traffic, scope, outgoing.status, time.perf_counter() - started)
 
     def _check(self, scope: Scope) -> None:
         """Raise `Refused` for what no route should see."""
-        self._check_address(scope)
+        check_address(self._auth, scope)
         scope["dhara.principal"] = NOBODY if scope["path"] in self._probes else self._identify(scope)
         self._auth.check_origin(scope)
 
@@ -273,79 +250,3 @@ class Edge:
 
     def _is_api(self, path: str) -> bool:
         return path.startswith(_API_PATHS) or path in self._fixed
-
-    def _check_address(self, scope: Scope) -> None:
-        if len(scope.get("raw_path") or scope["path"]) + len(scope["query_string"]) > URL_BYTES:
-            raise Refused("url_too_long", f"the URL is longer than {URL_BYTES:,} bytes")
-        self._auth.check_host(scope)
-
-    def _count(self, scope: Scope, status: int, seconds: float) -> None:
-        method = scope["method"] if scope["method"] in _METHODS else OTHER
-        route = scope.get("dhara.route") or OTHER
-        self._traffic.observe(method, route, status, seconds)
-        if log.isEnabledFor(logging.DEBUG):
-            log.debug("%s %s -> %d in %.1f ms", method, scope["path"], status, seconds * 1000)
-
-
-class Outgoing:
-    """`send`, with the headers that every answer has; remembers the status. 0: none was sent.
-
-    An endpoint's whole answer goes through `finish`, in one piece where the server can take it so (`server.Cycle`).
-    """
-
-    __slots__ = ("_request_id", "_send", "_whole", "status")
-
-    def __init__(self, send: Send, request_id: str, whole: WholeReply | None) -> None:
-        self._send = send
-        self._request_id = request_id.encode()
-        self._whole = whole
-        self.status = 0
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            headers: list[tuple[bytes, bytes]] = [*message["headers"], (b"x-request-id", self._request_id)]
-            present = {key.lower() for key, _ in headers}
-            headers += [header for header in SECURITY_HEADERS if header[0] not in present]
-            if b"cache-control" not in present:
-                headers.append(_NO_STORE)
-            message["headers"] = headers
-        await self._send(message)
-
-    async def finish(self, reply: Reply) -> None:
-        """Send `reply`, whole, or a stream to its end."""
-        if isinstance(reply, Stream):
-            await self._pour(reply)
-            return
-        headers = [
-            (b"content-type", reply.content_type),
-            (b"content-length", b"%d" % len(reply.body)),
-            *reply.headers,
-        ]
-        if self._whole is None:
-            await self({"type": "http.response.start", "status": reply.status, "headers": headers})
-            await self._send({"type": "http.response.body", "body": reply.body})
-            return
-        self.status = reply.status
-        head = b"".join([b"%b: %b\r\n" % header for header in headers])
-        cached = b"" if any(key == b"cache-control" for key, _ in reply.headers) else _NO_STORE_LINE
-        await self._whole(
-            reply.status,
-            b"%bx-request-id: %b\r\n%b%b" % (head, self._request_id, _SECURITY_LINES, cached),
-            reply.body,
-        )
-
-    async def _pour(self, reply: Stream) -> None:
-        headers = [(b"content-type", reply.content_type), *reply.headers]
-        await self({"type": "http.response.start", "status": reply.status, "headers": headers})
-        async with aclosing(reply.pieces) as pieces:
-            async for piece in pieces:
-                await self._send({"type": "http.response.body", "body": piece, "more_body": True})
-        await self._send({"type": "http.response.body", "body": b""})
-
-
-def _request_id(scope: Scope) -> str:
-    given = header_values(scope, b"x-request-id")
-    if len(given) == 1 and _REQUEST_ID.fullmatch(given[0]):
-        return given[0].decode()
-    return f"{_PROCESS}-{next(_NUMBERS):x}"

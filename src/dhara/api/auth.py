@@ -33,6 +33,7 @@ ANYONE = Principal("api", frozenset(SCOPES))
 BOOTSTRAP = Principal("key of the settings", frozenset(SCOPES))
 NO_DIGEST = bytes(32)
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+URL_BYTES = 8 * 1024
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -170,6 +171,13 @@ class Auth:
             allowed = origin is None or _netloc(origin) == (_first(scope, b"host") or b"").decode("latin-1")
         if not allowed:
             raise Refused("cross_origin", "requests that other sites make a browser send are refused")
+
+
+def check_address(auth: Auth, scope: Scope) -> None:
+    """Raise `Refused` for a URL that is too long, or another server's."""
+    if len(scope.get("raw_path") or scope["path"]) + len(scope["query_string"]) > URL_BYTES:
+        raise Refused("url_too_long", f"the URL is longer than {URL_BYTES:,} bytes")
+    auth.check_host(scope)
 
 
 def _unknown() -> Refused:

@@ -80,16 +80,25 @@ class Ingest:
     async def enqueue(self, task: NewTask) -> Enqueued:
         """Enqueue one task; returns after its commit. Raises `IdempotencyConflict`, `Refused` when too much waits
         already, or what the database said."""
+        waiting = self.take(task)
+        try:
+            return await waiting
+        finally:
+            self.leave(task)
+
+    def take(self, task: NewTask) -> asyncio.Future[Enqueued]:
+        """Take one task in; whoever brings it calls `leave` when it is done. Raises `Refused` as `enqueue` does."""
         size = len(task.payload)
         if self.waiting >= self._most_waiting or self._bytes + size > MOST_BYTES:
             raise busy("overloaded", f"{self.waiting:,} enqueues wait already; slow down and try again")
         self.waiting += 1
         self._bytes += size
-        try:
-            return await self._coalescer.submit(task)
-        finally:
-            self.waiting -= 1
-            self._bytes -= size
+        return self._coalescer.put(task)
+
+    def leave(self, task: NewTask) -> None:
+        """What `take` took in waits no longer."""
+        self.waiting -= 1
+        self._bytes -= len(task.payload)
 
     async def enqueue_all(
         self, tasks: Sequence[NewTask], check: Callable[[Task], None] = lambda task: None

@@ -14,6 +14,7 @@ import secrets
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
 import uvicorn
@@ -22,12 +23,15 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from dhara.api import problems
-from dhara.api.asgi import HEADER_BYTES, SECURITY_HEADERS, URL_BYTES, Outgoing
+from dhara.api.answer import SECURITY_HEADERS, Outgoing
+from dhara.api.auth import URL_BYTES
 from dhara.api.problems import Refused
+from dhara.api.shortcut import Passage, Shortcut
 from dhara.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+HEADER_BYTES = 32 * 1024
 ARRIVAL_SECONDS = 20.0
 KEEP_ALIVE_SECONDS = 75
 MOST_CONNECTIONS = 4_000
@@ -72,10 +76,11 @@ _KNOWN_BODY = 256 * 1024
 
 
 class Head(Struct, frozen=True):
-    """What a request's head says, and the length of the body that it announces."""
+    """What a request's head says, the length of the body that it announces, and its short way, if it has one."""
 
     length: int
     scope: dict[str, Any]
+    passage: Passage | None = None
 
 
 class Cycle(RequestResponseCycle):
@@ -89,19 +94,48 @@ class Cycle(RequestResponseCycle):
             return
         if self.response_started:
             raise RuntimeError("the answer has begun already")
-        lines = [STATUS_LINE[status], *(b"%b: %b\r\n" % header for header in self.default_headers), head]
-        if not self.keep_alive:
-            lines.append(b"connection: close\r\n")
-        lines.append(b"\r\n")
-        if self.scope["method"] != "HEAD":
-            lines.append(body)
+        if self.scope["method"] == "HEAD":
+            body = b""
         self.response_started = self.response_complete = True
         self.waiting_for_100_continue = False
-        self.transport.write(b"".join(lines))
+        self.transport.write(_whole(status, self.default_headers, head, body, self.keep_alive))
         self.message_event.set()
         if not self.keep_alive:
             self.transport.close()
         self.on_response()
+
+
+class Brief:
+    """A request on the short way: of a cycle what uvicorn's protocol looks at, and no more."""
+
+    __slots__ = ("_protocol", "disconnected", "keep_alive", "response_complete")
+    more_body = False
+    message_event = SimpleNamespace(set=lambda: None)
+
+    def __init__(self, protocol: Protocol) -> None:
+        self._protocol: Protocol | None = protocol
+        self.disconnected = False
+        self.keep_alive = True
+        self.response_complete = False
+
+    def answer(self, status: int, head: bytes, body: bytes) -> None:
+        """Send the whole answer; `head` are its header lines."""
+        # Let go at once: each holds the other, and so would stay until the next collection.
+        protocol, self._protocol = self._protocol, None
+        self.response_complete = True
+        if protocol is None or self.disconnected:
+            return
+        headers = protocol.server_state.default_headers
+        protocol.transport.write(_whole(status, headers, head, body, self.keep_alive))
+        if not self.keep_alive:
+            protocol.transport.close()
+        protocol.on_response_complete()
+
+
+def _whole(status: int, headers: list[tuple[bytes, bytes]], head: bytes, body: bytes, keep_alive: bool) -> bytes:
+    """An answer, whole; `headers` are the server's own."""
+    end = b"\r\n" if keep_alive else b"connection: close\r\n\r\n"
+    return b"".join((STATUS_LINE[status], *(b"%b: %b\r\n" % header for header in headers), head, end, body))
 
 
 class Protocol(HttpToolsProtocol):
@@ -119,7 +153,12 @@ class Protocol(HttpToolsProtocol):
     _head: int = 0
     _complete: bool = False
     _refusal: str = "bad_request"
-    _running: RequestResponseCycle | None = None
+    _running: RequestResponseCycle | Brief | None = None
+    _used: float = 0.0
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._shortcut: Shortcut | None = getattr(self.app, "shortcut", None)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -135,7 +174,11 @@ class Protocol(HttpToolsProtocol):
         end = data.find(b"\r\n\r\n") + 4 if idle and data.startswith(b"POST ") else 0
         known = self._heads.get(data[:end]) if end else None
         if known is not None and known.length == len(data) - end and self._is_free():
-            self._take(known, data[end:])
+            passage = known.passage
+            if passage is not None and passage.shortcut is self._shortcut and not self.flow.write_paused:
+                self._pass(passage, data[end:])
+            else:
+                self._take(known, data[end:])
             return
         self._begun = 0
         self._parse(data)
@@ -146,6 +189,14 @@ class Protocol(HttpToolsProtocol):
         most = self.limit_concurrency or MOST_CONNECTIONS
         busy = max(len(self.connections), len(self.tasks)) >= most
         return not (busy or self.pipeline or self.transport.is_closing())
+
+    def _pass(self, passage: Passage, body: bytes) -> None:
+        """Begin a request on the short way."""
+        if self._arrival is not None:
+            self._arrived()
+        self._running = brief = Brief(self)
+        self.cycle = cast(Any, brief)
+        passage.begin(self.client, body, brief.answer)
 
     def _take(self, head: Head, body: bytes) -> None:
         """Begin a request whose head is known."""
@@ -185,7 +236,8 @@ class Protocol(HttpToolsProtocol):
         if len(self._heads) >= _MOST_HEADS:
             self._heads.clear()
         kept = {key: value for key, value in scope.items() if key in _OF_THE_HEAD}
-        self._heads[head] = Head(length, kept)
+        passage = self._shortcut.passage(kept) if self._shortcut is not None else None
+        self._heads[head] = Head(length, kept, passage)
 
     def _parse(self, data: bytes) -> None:
         if self._arrival is None and (self.cycle is None or self.cycle.response_complete):  # type: ignore[redundant-expr]
@@ -207,9 +259,29 @@ class Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         # A request that holds its own answerer is a reference cycle, and its body would stay until the next collection.
-        if self._running is not None:
+        if isinstance(self._running, Cycle):
             cast(dict[str, Any], self._running.scope).pop("dhara.reply", None)
-        super().on_response_complete()
+        if self.pipeline or self.flow.read_paused or self.transport.is_closing():
+            super().on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        self._used = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._let_idle(self.timeout_keep_alive)
+
+    def _let_idle(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Hang up on who has asked nothing for long. The short way leaves the timer alone, so it may come too early."""
+        self.timeout_keep_alive_task = None
+        if self.cycle is not None and not self.cycle.response_complete:  # type: ignore[redundant-expr]
+            return  # its answer sets the timer anew
+        left = self._used + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._let_idle(left)
+        else:
+            super().timeout_keep_alive_handler()
 
     def on_message_begin(self) -> None:
         self._complete = self._between = False

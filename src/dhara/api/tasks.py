@@ -11,6 +11,7 @@ from uuid import UUID
 from dhara.api import wire
 from dhara.api.auth import forbidden, unauthorized
 from dhara.api.exchange import Reply, Request, json_reply
+from dhara.api.parts import Parts
 from dhara.api.problems import Refused, busy, not_found
 from dhara.api.shapes import (
     AttemptList,
@@ -25,10 +26,11 @@ from dhara.api.shapes import (
     task_out,
     task_row,
 )
-from dhara.domain.access import PAYLOAD
+from dhara.domain.access import PAYLOAD, Principal
 from dhara.domain.explain import explain as reasons_of
 from dhara.domain.lifecycle import FINAL, State
-from dhara.domain.task import NewTask, Task
+from dhara.domain.masking import Mask
+from dhara.domain.task import Enqueued, NewTask, Task
 from dhara.errors import IdempotencyConflict, QueueFull, WrongState
 from dhara.store.search import Filter
 
@@ -43,49 +45,55 @@ _ID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
 async def create(request: Request) -> Reply:
     task = await wire.created_task(request)
     if request.principal.queues:
-        check_queues(request, (task,))
+        check_queues(request.principal, (task,))
     try:
         request.parts.pressure.take(task.queue)
-    except QueueFull:
-        # A repetition needs no room: its task is there.
-        done = await request.parts.tasks.standing(task)
-        if isinstance(done, IdempotencyConflict):
-            raise done from None
-        if done is None:
-            raise
+    except QueueFull as full:
+        done = await repeated(request.parts, task, full)
     else:
         done = await request.parts.ingest.enqueue(task)
+    return created(done, request.principal, request.parts.mask)
+
+
+async def repeated(parts: Parts, task: NewTask, full: QueueFull) -> Enqueued:
+    """The task that stands already under a key of `task`: it needs no room. Raises `full` if there is none."""
+    done = await parts.tasks.standing(task)
+    if isinstance(done, IdempotencyConflict):
+        raise done from None
+    if done is None:
+        raise full from None
+    return done
+
+
+def created(done: Enqueued, principal: Principal, mask: Mask) -> Reply:
+    """The answer to an enqueue: the task that was made, or the one that stood already, for whoever may see it."""
     headers = ((b"location", b"/api/v1/tasks/%b" % str(done.id).encode()),)
     if done.created:
-        return json_reply(enqueued_out(done, request.parts.mask), 201, headers)
-    standing = _standing(request, done.task)
+        return json_reply(enqueued_out(done, mask), 201, headers)
+    _check_standing(principal, done.task)
+    # Others may have made it, so its payload is for those who may read payloads.
+    standing = task_out(done.task, mask, hidden=not principal.may(PAYLOAD))
     return json_reply(standing, 200, (*headers, (b"idempotency-replayed", b"true")))
 
 
 async def create_batch(request: Request) -> Reply:
     tasks = await wire.batch(request)
     if request.principal.queues:
-        check_queues(request, tasks)
+        check_queues(request.principal, tasks)
     request.parts.pressure.take_all(task.queue for task in tasks)
-    done = await request.parts.ingest.enqueue_all(tasks, lambda task: _check_standing(request, task))
+    done = await request.parts.ingest.enqueue_all(tasks, lambda task: _check_standing(request.principal, task))
     return json_reply(batch_out(done, request.parts.mask, reader=request.principal.may(PAYLOAD)), 201)
 
 
-def check_queues(request: Request, tasks: Sequence[NewTask]) -> None:
+def check_queues(principal: Principal, tasks: Sequence[NewTask]) -> None:
     """Refuse what a key for some queues may not enqueue: into others, and in place of a task that may be in another."""
     for task in tasks:
-        if not request.principal.sees(task.queue) or task.on_conflict != "keep":
+        if not principal.sees(task.queue) or task.on_conflict != "keep":
             raise forbidden()
 
 
-def _standing(request: Request, task: Task) -> TaskOut:
-    """A task that stood already: others may have made it, so its payload is for those who may read payloads."""
-    _check_standing(request, task)
-    return _out(request, task)
-
-
-def _check_standing(request: Request, task: Task) -> None:
-    if not request.principal.sees(task.queue):
+def _check_standing(principal: Principal, task: Task) -> None:
+    if not principal.sees(task.queue):
         raise forbidden()
 
 

@@ -103,11 +103,15 @@ def _is_json(media: bytes) -> bool:
 async def created_task(request: Request) -> NewTask:
     """The task of a POST. Raises `Refused` or `InvalidTask`."""
     check_media(request)
-    body = await read(request, BODY_BYTES)
+    return new_task_of(await read(request, BODY_BYTES), request.headers(b"idempotency-key"))
+
+
+def new_task_of(body: bytes, keys: tuple[bytes, ...] = ()) -> NewTask:
+    """The task of a body, and of the values of an Idempotency-Key header. Raises `Refused` or `InvalidTask`."""
     value = parse(body, limits.JSON_DEPTH + 1)
     if not isinstance(value, dict):
         raise Refused("invalid_task", "the body must be an object", errors=(("body", "must be an object"),))
-    if keys := request.headers(b"idempotency-key"):
+    if keys:
         _with_header_key(value, keys)
     return _task(value, _raw(_ONE, body), datetime.now(UTC))
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import pairwise
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
@@ -111,7 +112,7 @@ class PostgresBackend:
                 return found
             await self._valve.admit((new.queue,))
         with translated():
-            return await self._coalescer.submit(new)
+            return await self._coalescer.put(new)
 
     async def enqueue_many(self, given: Sequence[NewTask] | Built) -> list[Row]:
         """All or none, in one transaction. Raises `IdempotencyConflict` with the index of the first, `QueueFull`."""
@@ -134,8 +135,9 @@ class PostgresBackend:
             tasks = self._tasks.on(connection)
             under_way: asyncio.Task[None] | None = None
             try:
-                for start in range(0, len(given), COPIED):
-                    chunk = await _built(given, start, min(start + COPIED, len(given)))
+                # The first is short, so that the database need not wait long for it.
+                for start, end in pairwise((0, *range(LEAST_COPIED, len(given), COPIED), len(given))):
+                    chunk = await _built(given, start, end)
                     if under_way is not None:
                         await under_way
                     under_way = asyncio.create_task(tasks.copy(chunk), name="COPY")

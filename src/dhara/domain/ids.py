@@ -42,8 +42,7 @@ class IdSource:
     def new(self) -> UUID:
         """The next id; safe to call from any thread."""
         with self._lock:
-            value = self._next(self._clock_ms())
-        return self._make(value.to_bytes(16, "big"))
+            return self._make(self._next(self._clock_ms()).to_bytes(16, "big"))
 
     def many(self, n: int) -> list[UUID]:
         """The next `n` ids, each at a third of the cost of one."""

@@ -38,6 +38,7 @@ CREATE_FIELDS = (
     "traceparent",
 )
 
+_KNOWN = frozenset(CREATE_FIELDS)
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _RFC3339 = re.compile(
@@ -59,12 +60,14 @@ def new_task(fields: Mapping[str, Any], payload: str, *, id: UUID, now: datetime
     Raises `InvalidTask` naming every wrong field.
     """
     problems = Problems()
-    given = {key: value for key, value in fields.items() if value is not None}
-    for key in fields:
-        if key not in CREATE_FIELDS:
-            problems.add(key, "unknown field")
-        elif fields[key] is None:
-            problems.add(key, "must not be null; leave it out")
+    given = fields
+    if any(value is None or key not in _KNOWN for key, value in fields.items()):
+        given = {key: value for key, value in fields.items() if value is not None}
+        for key in fields:
+            if key not in _KNOWN:
+                problems.add(key, "unknown field")
+            elif fields[key] is None:
+                problems.add(key, "must not be null; leave it out")
     if "type" not in given and "type" not in fields:
         problems.add("type", "required")
     for key in ("unique_for", "on_conflict"):

@@ -19,7 +19,7 @@ Answer = TypeVar("Answer")
 
 
 class Coalescer(Generic[Item, Answer]):
-    """Turns concurrent `submit` calls into calls of `write` with at most `most` items, `lanes` of them at a time.
+    """Turns concurrent `put` calls into calls of `write` with at most `most` items, `lanes` of them at a time.
 
     `write` answers one value an item, in order; an exception as a value is raised to that item's submitter only.
     """
@@ -37,10 +37,10 @@ class Coalescer(Generic[Item, Answer]):
         self._waiting: deque[tuple[Item, asyncio.Future[Answer]]] = deque()
         self._writers: set[asyncio.Task[None]] = set()
 
-    async def submit(self, item: Item) -> Answer:
-        """Have `item` written; returns its answer once that is durable.
+    def put(self, item: Item) -> asyncio.Future[Answer]:
+        """Have `item` written; its answer comes once that is durable.
 
-        Canceling the caller takes the item back unless its batch is under way already.
+        Canceling the answer takes the item back unless its batch is under way already.
         """
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
@@ -48,7 +48,7 @@ class Coalescer(Generic[Item, Answer]):
             writer = asyncio.create_task(self._drain(), name="Coalescer")
             self._writers.add(writer)
             writer.add_done_callback(self._ended)
-        return await future
+        return future
 
     async def close(self) -> None:
         """Wait until everything submitted so far has been answered."""
