@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -24,6 +24,7 @@ import asyncpg
 
 from chaos.faults.clocks import beside
 from chaos.handlers import NOTES
+from chaos.release import Release
 from chaos.servers import Pair, Web, mounted, pooler
 from chaos.workload import Workload
 from dhara import AsyncClient
@@ -100,6 +101,7 @@ class Arena:
         postgres: int | None = None,
         lease: float = L,
         settings: dict[str, str] | None = None,
+        older: str | None = None,
     ) -> None:
         self.rng = random.Random(seed)
         self.lease = lease
@@ -120,6 +122,7 @@ class Arena:
         self.spared = 0  # how many of the last workers no fault picks
         self.rewound: list[tuple[float, float]] = []  # what a failover took back: since when, until when (wall time)
         self.delays: list[float] = []  # waits after a first failure, as parts of the base of their backoff
+        self.older = Release(self.folder / "older", older) if "older" in needs else None
         self.url = ""  # of `dhara server`, where one runs
         self._workers, self._processes, self._rate = workers, processes, rate
         self._settings = {"base_backoff": "100ms", "stale_after": f"{lease}s", **(settings or {})}
@@ -130,7 +133,10 @@ class Arena:
         try:
             await self._start_database()
             db = await self.connect()
-            await migrate.up(db)
+            if self.older is not None:
+                await asyncio.to_thread(self.older.migrate, self.judged)
+            else:
+                await migrate.up(db)
             await db.execute("CREATE TABLE effects (task uuid NOT NULL, attempt int NOT NULL)")
             tick = Spec(name="tick", type="tick", every=TICK, missed="catch_up", catch_up_most=10_000, max_retries=20)
             await Schedules(db).create(tick, "chaos")
@@ -139,8 +145,9 @@ class Arena:
             if "proxy" in self.needs:
                 self.front = await self._proxy()
                 way = self.front.dsn
-            for index in range(self._workers):
-                await self._add(index)
+            with self.older.first() if self.older is not None else nullcontext():
+                for index in range(self._workers):
+                    await self._add(index)
             client = AsyncClient(way, patience=2.0, pooler="pooler" in self.needs)
             self.client = await self._stack.enter_async_context(client)
             self.workload = Workload(self.client, self.folder, self.rng, self._rate)

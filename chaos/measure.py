@@ -30,6 +30,7 @@ class Span:
     rate: float
     p50: float
     p99: float
+    worst: float = 0.0
 
     def against(self, calm: Span) -> str:
         """In words."""
@@ -45,7 +46,7 @@ async def now(db: Connection) -> datetime:
 async def span(db: Connection, since: datetime, until: datetime, queue: str = "default") -> Span:
     """What happened between the two moments."""
     delays = [row[0] for row in await db.fetch(_DELAYS, since, until, queue)]
-    return Span(await db.fetchval(_RATE, since, until), at(delays, 0.5), at(delays, 0.99))
+    return Span(await db.fetchval(_RATE, since, until), at(delays, 0.5), at(delays, 0.99), at(delays, 1.0))
 
 
 def at(ordered: Sequence[float], share: float) -> float:

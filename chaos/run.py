@@ -46,6 +46,7 @@ class Order:
     bound: float | None = None  # seconds until what a killed runner held is claimed again (I11)
     steps: tuple[Step, ...] = ()  # a schedule made by hand
     priority: bool = False  # it runs before all else on this machine: times are worth judging
+    older: str | None = None  # the commit of the release before (F35); None: found by its migrations
     every: float = 0.0  # one fault of any row each so many seconds, instead of row after row
 
 
@@ -60,6 +61,7 @@ async def run(order: Order) -> tuple[dict[str, Any], Verdict]:
         needs=needs | ({"proxy"} if order.proxied else frozenset()),
         postgres=order.postgres,
         lease=order.lease,
+        older=order.older,
     )
     try:
         async with arena:

@@ -12,6 +12,7 @@ from chaos.faults import (  # noqa: F401  they register their rows
     standby,
     storms,
     strain,
+    upgrade,
 )
 from chaos.faults.row import FAULTS, Fault
 

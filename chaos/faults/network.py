@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from chaos import measure
 from chaos.faults.row import fault
 from dhara.store.pool import DatabaseSettings, connect
+from tests.e2e.kit import P
 
 if TYPE_CHECKING:
     from chaos.arena import Arena
@@ -125,24 +126,39 @@ def _everyone(arena: Arena) -> list[Proxy]:
     return [proxy for proxy in found if proxy is not None]
 
 
-@fault("F41", "stall", "the database stalls for 5 s, less than the lease", every=15.0, needs="proxy", lasting=True)
+@fault(
+    "F41", "stall", "the database stalls for 5 s, less than the lease", every=15.0, needs="proxy", lasting=True,
+    bar="nobody reaped",
+)  # fmt: skip
 async def stalled(arena: Arena, rng: random.Random) -> dict[str, Any]:
+    before, seconds = await _reaped(arena), 5.0 * arena.lease / 6.0
     for proxy in _everyone(arena):
         proxy.freeze()
-    await asyncio.sleep(5.0 * arena.lease / 6.0)
+    await asyncio.sleep(seconds)
     for proxy in _everyone(arena):
         proxy.thaw()
-    return {"seconds": 5.0 * arena.lease / 6.0}
+    await asyncio.sleep(arena.lease)  # whoever was taken for lost is reaped by then
+    found = await _reaped(arena) - before
+    return {"measured": f"{found} reaped for {seconds:g} s of silence", "met": found == 0}
 
 
-@fault("F43", "notifications lost", "no NOTIFY arrives for ten seconds", every=12.0, needs="proxy", lasting=True)
+@fault(
+    "F43", "notifications lost", "no NOTIFY arrives for ten seconds", every=12.0, needs="proxy", lasting=True,
+    bar=f"start delay within P + 0.5 s = {P + 0.5:g} s",
+)  # fmt: skip
 async def deaf(arena: Arena, rng: random.Random) -> dict[str, Any]:
+    async with measure.session(arena) as db:
+        start = await measure.now(db)
     for proxy in _everyone(arena):
         proxy.deaf = True
     await asyncio.sleep(10.0)
     for proxy in _everyone(arena):
         proxy.deaf = False
-    return {"seconds": 10.0}
+    found = await measure.since(arena, start)
+    return {
+        "measured": f"start delay p50 {found.p50:.2f} s, p99 {found.p99:.2f} s, worst {found.worst:.2f} s",
+        "met": found.worst <= P + 0.5,
+    }
 
 
 @fault(

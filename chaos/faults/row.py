@@ -17,10 +17,11 @@ Inject = Callable[["Arena", random.Random], Awaitable[dict[str, Any] | None]]
 class Fault:
     """A row: what the ledger counts it as, how often it comes (seconds), what kind of arena it needs.
 
-    `needs`: `proxy` (every connection through our proxy), `packets` (root and iptables), `faketime`, `tmpfs`, `standby`,
-    `pooler`, `server` (`dhara server`), `notify` (a small queue of notifications). `skips`: statements of the audit that
-    cannot hold under it. `lasting`: recovery is measured from its end. `most`: seconds it may take; a fault that has
-    another bar answers what was `measured` and whether it is `met`. `bar`: in words, for the report.
+    `needs`: `proxy` (every connection through our proxy), `packets` (root and iptables), `faketime`, `tmpfs`,
+    `standby`, `pooler`, `server` (`dhara server`), `notify` (a small queue of notifications), `older` (workers of the
+    release before). `skips`: statements of the audit that cannot hold under it. `lasting`: recovery is measured from
+    its end. `most`: seconds it may take; a fault that has another bar answers what was `measured` and whether it is
+    `met`. `bar`: in words, for the report.
     """
 
     row: str

@@ -28,7 +28,7 @@ from msgspec import Struct
 
 from dhara.maintenance import Maintenance
 from dhara.maintenance.settings import MaintenanceSettings
-from dhara.service import Every
+from dhara.service import Every, within
 from dhara.store.pool import DatabaseSettings, Pool
 from dhara.store.tasks import Reaped, Tasks
 from dhara.store.workers import Workers
@@ -44,6 +44,7 @@ _LAG_WARNING = 1.0
 _AFTERMATH = 2.0
 _LAST_CONNECT = 10.0
 _REAP_TRIES = 100
+_FAREWELL = 0.3
 
 
 class KeeperConfig(Struct, frozen=True, kw_only=True):
@@ -136,6 +137,11 @@ class Keeper:
     async def _stop(self) -> None:
         if self._reaping:
             await asyncio.wait(self._reaping, timeout=5)
+        # In order, if that is quick: a query that is under way must not keep the parent from its end.
+        with suppress(TimeoutError):
+            await within(_FAREWELL, self._end())
+
+    async def _end(self) -> None:
         for service in (self._maintenance, self._watch, self._beat):
             await service.stop()
         await self._pool.close()
@@ -262,6 +268,9 @@ async def _main() -> None:
     config = msgspec.json.decode(await lines.readline(), type=KeeperConfig)
     logs.configure(config.log_level, config.log_format)
     await Keeper(config).run(lines)
+    # Its parent waits for it: so not by way of all that a loop and an interpreter take apart as they end.
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def main() -> None:
@@ -269,9 +278,6 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     asyncio.run(_main())
-    # Its parent waits for it, so not by way of what an interpreter takes apart as it ends.
-    sys.stderr.flush()
-    os._exit(0)
 
 
 if __name__ == "__main__":
