@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -45,7 +46,8 @@ async def now(db: Connection) -> datetime:
 
 async def span(db: Connection, since: datetime, until: datetime, queue: str = "default") -> Span:
     """What happened between the two moments."""
-    delays = [row[0] for row in await db.fetch(_DELAYS, since, until, queue)]
+    # Where nothing has started, no bar is met.
+    delays = [row[0] for row in await db.fetch(_DELAYS, since, until, queue)] or [math.inf]
     return Span(await db.fetchval(_RATE, since, until), at(delays, 0.5), at(delays, 0.99), at(delays, 1.0))
 
 
@@ -70,7 +72,10 @@ async def calm_and(arena: Arena, seconds: float) -> tuple[Span, datetime]:
     async with session(arena) as db:
         until = await now(db)
         since = await db.fetchval("SELECT $1::timestamptz - $2 * interval '1 second'", until, seconds)
-        return await span(db, since, until), until
+        found = await span(db, since, until)
+    if found.worst == math.inf:
+        raise RuntimeError("nothing has started in the calm before: there is nothing to compare with")
+    return found, until
 
 
 async def since(arena: Arena, start: datetime) -> Span:

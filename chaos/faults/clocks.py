@@ -80,7 +80,8 @@ async def worker_clock(arena: Arena, rng: random.Random) -> dict[str, Any]:
         with faked(FAKETIME=offsets[n % 2]):
             member.start()
     codes = {await process.stop(G + 30) for process in old}
-    await asyncio.sleep(2.0)
+    await arena.until_live()
+    await asyncio.sleep(5.0)  # what has waited for them
     async with measure.session(arena) as db:
         start = await measure.now(db)
         await asyncio.sleep(10.0)

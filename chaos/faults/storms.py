@@ -22,6 +22,7 @@ from dhara.store.ids import new_id
 from dhara.store.tasks import Tasks
 from tests.e2e.kit import G
 from tests.factories import Connection, lane, make_worker, settlement
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from chaos.arena import Arena
@@ -252,6 +253,12 @@ async def deploy_skew(arena: Arena, rng: random.Random) -> dict[str, Any]:
     newer = member.process
     older = member.start("chaos.older")
     async with measure.session(arena) as db:
+        query = "SELECT count(*) FROM dhara.workers WHERE pid = ANY ($1) AND beat_seq > 0"
+
+        async def beats() -> bool:
+            return bool(await db.fetchval(query, older.runners))
+
+        await eventually(beats, 60, "the older worker to beat")
         start = await measure.now(db)
         await asyncio.sleep(12.0)
         found = await measure.since(arena, start)

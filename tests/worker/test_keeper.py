@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 import msgspec
 import pytest
 
+from dhara import Registry
 from dhara.domain.lifecycle import State
 from dhara.maintenance.settings import MaintenanceSettings
 from dhara.store.pool import DatabaseSettings
@@ -28,6 +29,7 @@ from tests import invariants
 from tests.factories import Connection, history, make_task, make_worker
 from tests.proxy import Proxy
 from tests.waiting import eventually
+from tests.worker.kit import running
 
 SLOTS = 4
 
@@ -323,3 +325,26 @@ async def test_a_database_that_comes_late(dsn: str, db: Connection, sleeper: sub
                 return await beats(db, worker) > 2
 
             await eventually(beaten)
+
+
+async def test_a_runner_beats_for_itself_until_its_keeper_does(dsn: str, db: Connection) -> None:
+    """F35: where processors are short, a keeper may start later than a lease lasts."""
+    tasks = Registry()
+
+    @tasks.task("t")
+    async def t() -> None: ...
+
+    async with running(dsn, tasks, heartbeat_interval=0.05) as runner:
+
+        async def seq() -> int:
+            return int(await db.fetchval("SELECT beat_seq FROM dhara.workers WHERE id = $1", runner.id))
+
+        async def beats() -> bool:
+            return await seq() >= 3
+
+        await eventually(beats)
+        runner._board.acknowledge(time.monotonic())
+        await asyncio.sleep(0.1)  # one may be under way
+        before = await seq()
+        await asyncio.sleep(0.4)
+        assert await seq() <= before + 1

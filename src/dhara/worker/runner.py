@@ -55,6 +55,8 @@ _SWEEP = 0.2
 _MEMORY_LOOK = 5.0
 # Seconds for handlers to heed that they are interrupted, before what they hold is released without them.
 _HEED = 0.5
+# For so many leases a runner beats for itself, should its keeper not have begun to.
+_UNKEPT = 4.0
 
 
 class RunnerSettings(Struct, frozen=True, kw_only=True):
@@ -164,6 +166,8 @@ class Runner:
         self.comparer = Comparer(self, self.tasks, Stats(self._pool, schema), self.slots.observations)
         self._compare = Every(settings.heartbeat_interval, self.comparer.compare, "comparing leases")
         self._sweep = Every(_SWEEP, self._sweep_once, "sweeping deadlines")
+        self._first_beats = Every(settings.heartbeat_interval, self._beat_until_kept, "the first heartbeats")
+        self._announced = 0.0
         self._report = Every(reporter.INTERVAL, reporter.Reporter(self.slots, self.tasks).report, "reporting progress")
         self._listener = Listener(settings.database, self.claimer.wake, self._hint_heard, self._rng)
         self._watchdog: Watchdog | None = None
@@ -180,11 +184,12 @@ class Runner:
             with suppress(Exception):
                 await self._life.aclose()
             raise
-        self._board.announce(self.id, time.monotonic())
+        self._announced = time.monotonic()
+        self._board.announce(self.id, self._announced)
         self.slots.start()
         self._watchdog = Watchdog(self.slots, asyncio.get_running_loop())
         self._watchdog.start()
-        for service in (self.settler, self._sweep, self._compare, self._report, self.claimer):
+        for service in (self.settler, self._sweep, self._first_beats, self._compare, self._report, self.claimer):
             await service.start()
         if self.settings.wakeups:
             await self._listener.start()
@@ -262,7 +267,7 @@ class Runner:
             log.warning("%d settlements are left to the reaper", len(self.settler))
             reachable = False
         await self.slots.stop()
-        services = (self._listener, self._report, self._compare, self.claimer, self.settler)
+        services = (self._listener, self._report, self._first_beats, self._compare, self.claimer, self.settler)
         await asyncio.gather(*(service.stop() for service in services))
         if self._watchdog is not None:
             self._watchdog.stop()
@@ -339,6 +344,13 @@ class Runner:
         return isolated.transaction(context, session, self.settings.database.schema, open)
 
     # background
+
+    async def _beat_until_kept(self) -> None:
+        """A keeper is a process of its own and starts beside this one: where processors are short, that may take longer than
+        a lease lasts, and what is running by then must not be taken for lost."""
+        age = time.monotonic() - self._announced
+        if self._board.acked() <= self._announced and age < _UNKEPT * self.settings.stale_after:
+            await self._workers.beat([self.id], [self.slots.busy])
 
     async def _sweep_once(self) -> None:
         self.slots.sweep()
