@@ -7,8 +7,8 @@ import contextvars
 import logging
 import os
 from collections.abc import Callable
-from concurrent.futures import Executor as Threads
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -33,6 +33,7 @@ from dhara.worker.context import Context, storable
 from dhara.worker.failure import failed, fingerprint
 from dhara.worker.registry import Handler, Options, Registry
 from dhara.worker.slot import Slot, Stop
+from dhara.worker.threads import Threads
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ class Executor:
         if self._threads is None:
             return call()
         run = contextvars.copy_context().run
-        good, value = await asyncio.get_running_loop().run_in_executor(self._threads, _contained, run, call)
+        good, value = await self._threads.run(partial(_contained, run, call))
         if good:
             return value
         raise value
@@ -148,7 +149,7 @@ def _wrapped(middleware: Any, context: Any, proceed: Callable[[], Any]) -> Calla
 
 
 def _contained(run: Callable[..., Any], call: Callable[[], Any]) -> tuple[bool, Any]:
-    """In the thread: exceptions as values, since a future refuses StopIteration and a pool must survive SystemExit."""
+    """In the thread: exceptions as values, since a future refuses StopIteration and a thread must survive SystemExit."""
     mine = _forks
     try:
         return True, run(call)

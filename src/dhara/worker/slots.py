@@ -14,7 +14,6 @@ import signal
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID
 
 from msgspec import structs
@@ -33,6 +32,7 @@ from dhara.worker.nursery import Nursery
 from dhara.worker.observed import Observations
 from dhara.worker.registry import Handler, Registry
 from dhara.worker.slot import Slot, Stop
+from dhara.worker.threads import Threads
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Slots:
         self._backoff = backoff
         self._nursery = nursery
         self._rng = rng
-        self._threads = ThreadPoolExecutor(concurrency, "dhara")
+        self._threads = Threads(concurrency, "dhara")
         self._executor = Executor(registry, make_context, self._threads)
         self._waiting: deque[Claim] = deque()
         self._suspects: deque[Claim] = deque()
@@ -108,7 +108,7 @@ class Slots:
         if tasks := [slot.task for slot in self.slots if slot.task]:
             # A handler that swallows its cancellation must not keep the worker from its end; less so if it has before.
             await asyncio.wait(tasks, timeout=_NO_PATIENCE if self._abandoned else _EXIT_PATIENCE)
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.stop()
 
     # room
 
