@@ -74,9 +74,8 @@ async def exchange(connection: Connection, sent: bytes) -> tuple[int, dict[str, 
     await answer(reader)
     writer.write(sent)
     status, headers, body = await answer(reader)
-    headers |= dict.fromkeys(("date", "x-request-id", "content-length"), "")
-    if status == 201:
-        headers["location"] = ""
+    own = {"date", "x-request-id", "content-length", "retry-after"} | ({"location"} if status == 201 else set())
+    headers |= dict.fromkeys(own & headers.keys(), "")
     found = json.loads(body)
     for field in ("id", "request_id", "run_at", "created_at", "updated_at") if status != 200 else ("request_id",):
         found.pop(field, None)
