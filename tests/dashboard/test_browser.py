@@ -28,10 +28,12 @@ from dhara.store.pool import DatabaseSettings, Pool
 from dhara.store.schedules import Schedules
 from dhara.store.search import Filter
 from dhara.store.tasks import Tasks
+from dhara.telemetry.metrics import Traffic
 from tests.conftest import Databases
 from tests.dashboard.conftest import ADMIN, OPERATOR, READER, FewKeys, served
 from tests.dashboard.hostile import HOSTILE
 from tests.factories import claim, make_task, make_worker, new_task, settle_all, settlement
+from tests.waiting import eventually
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
@@ -338,6 +340,62 @@ async def test_refresh_waits_while_something_is_open_and_keys_help(place: Place,
         await page.wait_for_url("**/workers")
         await page.get_by_role("button", name="Auto").click()
         assert await page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "light"
+
+
+CROSS = """async ([address, calls]) => {
+    for (const [method, path] of calls) {
+        try { await fetch(address + path, {method, mode: method === "POST" ? "no-cors" : "cors", credentials: "include"}); }
+        catch {}
+    }
+}"""
+
+
+async def _evil(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\nconnection: close\r\n\r\n<link rel=icon href=data:,>")
+    await writer.drain()
+    writer.close()
+
+
+async def test_other_sites_cannot_act(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S11: what a browser that is signed in sends for another site, with whatever method, and by a form, changes nothing."""
+    task = await make_task(place.pool, "DEAD", type="kept", queue="kept")
+    before = await place.pool.fetchval("SELECT count(*) FROM dhara.audit_log")
+    async with watched(place) as signed_in:
+        await signed_in.goto("/queues")
+        # Another site to the browser, and yet on this machine: it keeps sites from elsewhere away from it by itself.
+        evil = await asyncio.start_server(_evil, "127.0.0.1", 0)
+        site = f"http://localhost:{evil.sockets[0].getsockname()[1]}/"
+        page = await signed_in.context.new_page()
+        # Told by the server: the browser hides such answers from everybody.
+        answers: list[tuple[str, int]] = []
+        monkeypatch.setattr(
+            Traffic, "observe", lambda one, method, route, status, took: answers.append((method, status))
+        )
+        await page.goto(site)
+        calls = [
+            ("POST", "/api/v1/queues/kept/pause"),
+            ("POST", f"/api/v1/tasks/{task.id}/retry"),
+            ("POST", "/queues/kept/pause"),
+            *((method, "/api/v1/queues/kept") for method in ("PUT", "PATCH", "DELETE")),
+            ("DELETE", f"/api/v1/tasks/{task.id}"),
+        ]
+        await page.evaluate(CROSS, [place.address, calls])
+        # Refused by the API; by the dashboard sent to sign in, because the browser keeps the session's cookie back.
+        posts = [("POST", 403), ("POST", 403), ("POST", 303)]
+        await eventually(lambda: [answer for answer in answers if answer[0] == "POST"] == posts)
+        # The others ask first whether they may; there is no CORS, so they are not even sent.
+        assert set(answers) == {*posts, ("OPTIONS", 405), ("GET", 200)}
+        form = f"<form method=post action='{place.address}/tasks/{task.id}/retry'><input name=token></form>"
+        await page.evaluate("form => { document.body.innerHTML = form; }", form)
+        async with page.expect_navigation():
+            await page.evaluate("document.forms[0].submit()")
+        await eventually(lambda: answers.count(("POST", 303)) == 2)
+        await page.close()
+        evil.close()
+        await evil.wait_closed()
+    assert (await Tasks(place.pool).get(task.id)).status == "DEAD"
+    assert await place.pool.fetchval("SELECT count(*) FROM dhara.audit_log") == before
 
 
 async def test_hostile_texts_stay_texts(place: Place) -> None:
