@@ -177,10 +177,12 @@ def _servers(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _measured(row: str, runs: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """What came of a row, and whether its bar is met; by those runs that had priority on the machine, if there are any."""
+    """What came of a row, and whether its bar is met; by the runs on PostgreSQL 18, and of them by those that had priority on
+    the machine, if there are any."""
     mine = [run for run in runs if run["rows"].get(row, {}).get("injected")]
-    first = [run for run in mine if run.get("priority")]
-    figures = [run["rows"][row] for run in first or mine]
+    newest = [run for run in mine if run["postgres"].startswith("18.")] or mine
+    first = [run for run in newest if run.get("priority")]
+    figures = [run["rows"][row] for run in first or newest]
     # What a fault measures by itself is told of its latest run, which has what was mended.
     told = [one for found in figures[-1:] for one in found.get("told", ())]
     held = not any(run["violations"] for run in mine)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _DEAD = "SELECT n_dead_tup FROM pg_stat_user_tables WHERE schemaname = 'dhara' AND relname = 'tasks'"
 _CALM = 8.0
-_STARVED = 240.0
+_STARVED = 120.0
 
 
 @fault(
