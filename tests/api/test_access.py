@@ -245,6 +245,36 @@ async def test_bulk_operations_of_a_key_for_some_queues_touch_no_others(make: Ma
         assert len((await key.get("/api/v1/operations")).json()["operations"]) == 4
 
 
+async def test_schedules_and_groups_of_a_key_for_some_queues(make: Make, shared_pool: Pool) -> None:
+    for queue, print_ in (("own.a", "own:1"), ("own.a", "both:1"), ("vault", "both:1"), ("vault", "vault:1")):
+        await make_task(shared_pool, State.DEAD, queue=queue, fingerprint=print_)
+    async with await make(ADMIN) as whole, await make(ADMIN, queues=["own.*"]) as key:
+        for name, queue in (("own", "own.a"), ("vault", "vault")):
+            plan = {"name": name, "type": "t", "queue": queue, "every": 60}
+            assert (await whole.post("/api/v1/schedules", json=plan)).status_code == 201
+        assert [one["name"] for one in (await key.get("/api/v1/schedules")).json()["schedules"]] == ["own"]
+        foreign = {"name": "more", "type": "t", "queue": "vault", "every": 60}
+        problem(await key.post("/api/v1/schedules", json=foreign), 403, "forbidden")
+        problem(await key.patch("/api/v1/schedules/own", json={"queue": "vault"}), 403, "forbidden")
+        assert (await key.patch("/api/v1/schedules/own", json={"queue": "own.b"})).json()["queue"] == "own.b"
+        hidden = [await key.get("/api/v1/schedules/vault"), await key.patch("/api/v1/schedules/vault", json={})]
+        hidden += [await key.post(f"/api/v1/schedules/vault/{verb}") for verb in ("pause", "resume", "run")]
+        for answer in (*hidden, await key.delete("/api/v1/schedules/vault")):
+            problem(answer, 404, "not_found")
+        assert (await key.post("/api/v1/schedules/own/run")).status_code == 201
+        groups = {one["fingerprint"]: one for one in (await key.get("/api/v1/dead-letters/groups")).json()["groups"]}
+        assert {print_: (one["count"], one["queue"]) for print_, one in groups.items()} == {
+            "own:1": (1, "own.a"),
+            "both:1": (1, "own.a"),
+        }
+        mute = "/api/v1/dead-letters/groups/{}/mute"
+        assert (await key.post(mute.format("own:1"))).json()["muted"] is True
+        problem(await key.post(mute.format("both:1")), 403, "forbidden")
+        problem(await key.post(mute.format("vault:1")), 404, "not_found")
+        for name in ("own", "vault"):
+            assert (await whole.delete(f"/api/v1/schedules/{name}")).status_code == 200
+
+
 async def test_a_key_for_some_queues_sees_no_others(make: Make) -> None:
     async with await make(ADMIN) as admin, await make(ADMIN, queues=["mail*", "x_y"]) as key:
         tasks = {}

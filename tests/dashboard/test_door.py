@@ -16,10 +16,16 @@ from dhara.dashboard.pulse import Pulse
 from dhara.dashboard.sessions import FRESH
 from dhara.dashboard.site import NOBODY, PAGES
 from dhara.domain.access import digest
+from dhara.domain.lifecycle import State
+from dhara.domain.plan import spec_of
 from dhara.errors import Unavailable
 from dhara.store.keys import Keys
+from dhara.store.operations import Operations
 from dhara.store.pool import Pool
+from dhara.store.schedules import Schedules
+from dhara.store.search import Filter
 from dhara.store.sessions import Sessions
+from dhara.store.tasks import Tasks
 from tests.dashboard.conftest import FORM, LIMITED, OPERATOR, READER, FewKeys, browser, send, served, sign_in, token
 from tests.factories import make_task
 from tests.waiting import eventually
@@ -87,7 +93,7 @@ async def test_a_key_for_some_queues_sees_no_others(pool: Pool, keys: FewKeys) -
             if answer is not None and page.scope != NOBODY:
                 assert "other.type" not in answer.text and "queue-pay" not in answer.text, page
                 assert page.limited or answer.status_code == 403, page
-        assert "own.type" in (await client.get("/tasks")).text and "/bulk" not in (await client.get("/tasks")).text
+        assert "own.type" in (await client.get("/tasks")).text
         assert "other.type" not in (await client.get("/tasks?queue=pay")).text
         assert (await client.get(f"/tasks/{own.id}")).status_code == 200
         assert (await client.get(f"/tasks/{other.id}")).status_code == 404
@@ -95,6 +101,46 @@ async def test_a_key_for_some_queues_sees_no_others(pool: Pool, keys: FewKeys) -
             assert (await send(client, path, "/queues")).status_code == 404, path
         assert (await send(client, f"/tasks/{own.id}/retry", "/queues", queue="pay")).status_code == 404
         assert (await send(client, f"/tasks/{own.id}/retry", "/queues")).status_code == 200
+
+
+async def test_a_key_for_some_queues_mends_in_them_only(pool: Pool, keys: FewKeys) -> None:
+    """Groups, bulk operations and schedules, as far as they are of its queues."""
+    own = [await make_task(pool, "DEAD", type="own", queue=queue, fingerprint="f1") for queue in ("mail", "mail.slow")]
+    await make_task(pool, "DEAD", type="own", queue="pay", fingerprint="f1")
+    await make_task(pool, "DEAD", type="alone", queue="mail", fingerprint="f2")
+    secret = await make_task(pool, "DEAD", type="other.type", queue="pay", fingerprint="f3")
+    for name, queue in (("ours", "mail"), ("theirs", "pay")):
+        await Schedules(pool).create(spec_of({"name": name, "type": "t", "queue": queue, "every": 60}), "ann")
+    foreign = await Operations(pool).create("retry", Filter(queue="mail"), "ann", total=0, is_estimate=False)
+    async with browser(served(pool, keys)) as client:
+        await sign_in(client, LIMITED)
+        groups = (await client.get("/failures")).text
+        assert '<p class="group-count">2</p>' in groups and "other.type" not in groups and "in pay" not in groups
+        assert "Dead of one cause" in (await client.get("/dead-letters?fingerprint=f1")).text
+        assert "other.type" not in (await client.get("/dead-letters?fingerprint=f3")).text
+        assert (await send(client, "/failures/mute", "/failures", fingerprint="f1")).status_code == 403, (
+            "it is others', too"
+        )
+        assert (await send(client, "/failures/mute", "/failures", fingerprint="f3")).status_code == 404
+        assert "muted by mail only" in (await send(client, "/failures/mute", "/failures", fingerprint="f2")).text
+        form = {"kind": "retry", "which": "matching", "fingerprint": "f1"}
+        assert "Retry 2 tasks?" in (await send(client, "/bulk", "/failures", **form)).text
+        begun = await send(client, "/operations", "/failures", **form)
+        assert "<b>2</b> of 2 done" in begun.text and all(f"/tasks/{task.id}" in begun.text for task in own)
+        chosen = {"kind": "purge", "which": "selected", "id": str(secret.id)}
+        assert "Nothing to purge" in (await send(client, "/bulk", "/dead-letters", **chosen)).text
+        await send(client, "/operations", "/dead-letters", **chosen)
+        assert (await Tasks(pool).get(secret.id)).status is State.DEAD
+        assert (await client.get(f"/operations/{foreign.id}")).status_code == 404
+        assert (await send(client, f"/operations/{foreign.id}/stop", "/failures")).status_code == 404
+        plans = (await client.get("/schedules")).text
+        assert "ours" in plans and "theirs" not in plans
+        assert (await send(client, "/schedules/ours/pause", "/schedules")).status_code == 200
+        for verb in ("pause", "run", "delete"):
+            assert (await send(client, f"/schedules/theirs/{verb}", "/schedules")).status_code == 404
+        made = {"name": "new", "type": "t", "every": "60"}
+        assert (await send(client, "/schedules", "/schedules", **made, queue="pay")).status_code == 403
+        assert (await send(client, "/schedules", "/schedules", **made, queue="mail")).status_code == 200
 
 
 async def test_session_ends_with_its_key_by_idling_and_by_signing_out(pool: Pool, keys: FewKeys) -> None:

@@ -29,6 +29,9 @@ async def test_selected_rows_are_previewed_then_retried(pool: Pool, visitor: htt
     states = [(await Tasks(pool).get(task.id)).status for task in (*dead, done)]
     assert states == [State.PENDING, State.PENDING, State.DEAD, State.COMPLETED]
     assert wakes.woken == ["mail"]
+    fates = begun.text.partition('id="changed"')[2]
+    assert all(f"/tasks/{task.id}" in fates for task in dead[:2]) and str(dead[2].id) not in fates
+    assert "PENDING</span> <b>2</b>" in fates
 
 
 async def test_everything_that_matches_is_what_the_filter_says(pool: Pool, visitor: httpx.AsyncClient) -> None:
@@ -85,7 +88,8 @@ async def test_failures_stand_in_groups_and_can_be_muted(pool: Pool, visitor: ht
     assert "muted by anonymous" in muted
     assert "Unmute" not in (await send(visitor, "/failures/unmute", "/failures", fingerprint="f1")).text
     assert (await send(visitor, "/failures/mute", "/failures", fingerprint="none")).status_code == 404
-    assert "3 match" in (await visitor.get("/dead-letters?fingerprint=f1")).text
+    group = (await visitor.get("/dead-letters?fingerprint=f1")).text
+    assert "3 match" in group and "Dead of one cause" in group and '<p class="group-count">3</p>' in group
 
 
 async def test_schedules_are_made_paused_run_and_deleted(pool: Pool, visitor: httpx.AsyncClient, wakes: Wakes) -> None:
@@ -131,7 +135,13 @@ async def test_what_was_done_is_on_record_under_its_name(pool: Pool, visitor: ht
         ("anonymous", "task.cancel", str(task.id)),
         ("anonymous", "task.retry", str(task.id)),
     ]
+    assert "takes 500 PENDING tasks" in (await send(visitor, "/queues/mail/limit", "/queues", limit="500")).text
+    assert "at most 500" in (await visitor.get("/queues")).text
+    for wrong in ("-1", "x", "9" * 30):
+        assert (await send(visitor, "/queues/mail/limit", "/queues", limit=wrong)).status_code == 422
+    assert "mail has no limit" in (await send(visitor, "/queues/mail/limit", "/queues", limit="")).text
     page = (await visitor.get("/audit")).text
+    assert re.search(r"limit</span> <span[^>]*>500</span> → nothing", page)
     assert page.count("task.retry") == 1 and f"/tasks/{task.id}" in page
     assert "task.retry" not in (await visitor.get("/audit?action=queue")).text
     assert "Nothing on record" in (await visitor.get("/audit?actor=somebody")).text

@@ -225,6 +225,7 @@ def test_json_is_shown_as_it_is() -> None:
     plain = html.unescape(re.sub("<[^>]+>", "", str(shown)))
     assert json.loads(plain.replace("1e400", "1")) == json.loads(text.replace("1e400", "1"))
     assert "\n" in plain and "1e400" in plain
+    assert "ö 🚀" in pretty('"\\u00f6 \\ud83d\\ude80"') and "\\ud83d" in pretty('"\\ud83d"')
     for broken in ("{{{", "]]]]", '"', "a" * 100_000, "[" * 50_000):
         pretty(broken)
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 import pytest
 import pytest_asyncio
+from msgspec import structs
 
 from dhara.domain.lifecycle import State
 from dhara.store.failures import Failures
@@ -115,6 +117,8 @@ FEW_ROWS = 2_000
 CASES: dict[str, tuple[Callable[[Any], Awaitable[Any]], int]] = {
     "failure groups": (lambda db: Failures(db).groups(cap=100), 40 * 400),
     "one failure group": (lambda db: Failures(db).group("f3", cap=100), 400),
+    "failure groups of some queues": (lambda db: Failures(db).groups(cap=100, queues=["q1"]), 40 * 400),
+    "what became of a bulk operation": (lambda db: _changed(db), 4_000),
     "first page": (lambda db: Search(db).page(Filter()), 12_000),
     "first page of DEAD": (lambda db: Search(db).page(_state(State.DEAD)), 50_000),
     "first page of a group": (lambda db: Search(db).page(_state(State.DEAD, fingerprint="f3")), 4_000),
@@ -134,6 +138,14 @@ CASES: dict[str, tuple[Callable[[Any], Awaitable[Any]], int]] = {
     "unroutable": (lambda db: Stats(db).unroutable(), 40_000),
     "what a worker runs": (lambda db: Workers(db).running([UUID(int=1)]), 2 * RUNNING),
 }
+
+
+async def _changed(db: Any) -> None:
+    """One of two days ago."""
+    operation = await Operations(db.connection).create("retry", Filter(), "ann", total=0, is_estimate=False)
+    moment = operation.created_at - timedelta(days=2)
+    operation = structs.replace(operation, created_at=moment, finished_at=moment + timedelta(minutes=5))
+    await Operations(db).tasks(operation)
 
 
 async def _facts(db: Any, status: str) -> None:

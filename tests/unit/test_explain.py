@@ -115,7 +115,7 @@ CASES: dict[str, tuple[Facts, list[str], str]] = {
     "dead": (
         facts(State.DEAD, attempts=6, completed_at=NOW, reason="exhausted", last_error="boom"),
         ["dead"],
-        "It is DEAD since 2026-03-01 12:00:00Z, after 6 attempts: exhausted. Its last error: boom. A retry revives it.",
+        "It has been DEAD since 2026-03-01 12:00:00Z, after 6 attempts: exhausted. Its last error: boom. A retry revives it.",
     ),
     "dead without a run": (
         facts(State.DEAD, completed_at=NOW, reason="expired"),

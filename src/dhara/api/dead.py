@@ -6,12 +6,14 @@ from typing import Any
 
 import msgspec
 
+from dhara.api.auth import forbidden
 from dhara.api.exchange import Reply, Request, json_reply
 from dhara.api.problems import Refused, not_found
 from dhara.api.shapes import BulkOut, GroupList, OperationList, group_out, operation_out, task_row
 from dhara.api.tasks import filter_of, id_of
 from dhara.domain.canary import Plan
 from dhara.maintenance.bulk import base
+from dhara.store.failures import Group
 from dhara.store.operations import Operation
 from dhara.store.search import Filter
 
@@ -21,7 +23,7 @@ _NARROW = ("type", "queue", "tag", "fingerprint", "id", "created_after", "create
 
 
 async def groups(request: Request) -> Reply:
-    found = await request.parts.failures.groups()
+    found = await request.parts.failures.groups(queues=request.principal.queues)
     if "type" in request.query:
         found = [group for group in found if group.type == request.query["type"]]
     if "muted" in request.query:
@@ -30,13 +32,13 @@ async def groups(request: Request) -> Reply:
 
 
 async def mute(request: Request) -> Reply:
-    await request.parts.failures.mute(await _fingerprint(request), request.actor)
-    return await _group(request)
+    await request.parts.failures.mute((await _own_group(request)).fingerprint, request.actor)
+    return json_reply(group_out(await _group(request)))
 
 
 async def unmute(request: Request) -> Reply:
-    await request.parts.failures.unmute(await _fingerprint(request), request.actor)
-    return await _group(request)
+    await request.parts.failures.unmute((await _own_group(request)).fingerprint, request.actor)
+    return json_reply(group_out(await _group(request)))
 
 
 async def retry(request: Request) -> Reply:
@@ -117,16 +119,20 @@ def _plan(query: Any) -> Plan | None:
     return msgspec.structs.replace(Plan(), first=query["canary"], **given)
 
 
-async def _fingerprint(request: Request) -> str:
-    """The one in the path, if there is such a group."""
+async def _group(request: Request) -> Group:
+    """The one in the path, as far as the principal may see it."""
     text = request.path["fingerprint"]
-    if len(text) > 255 or not text.isprintable() or await request.parts.failures.group(text, cap=1) is None:
+    if len(text) > 255 or not text.isprintable():
         raise not_found()
-    return text
-
-
-async def _group(request: Request) -> Reply:
-    group = await request.parts.failures.group(request.path["fingerprint"])
+    group = await request.parts.failures.group(text, queues=request.principal.queues)
     if group is None:
         raise not_found()
-    return json_reply(group_out(group))
+    return group
+
+
+async def _own_group(request: Request) -> Group:
+    """The one in the path, if nobody else's tasks are in it: a mute is for all who look."""
+    group = await _group(request)
+    if group.elsewhere:
+        raise forbidden()
+    return group

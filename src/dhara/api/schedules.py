@@ -7,12 +7,14 @@ from typing import Any
 import msgspec
 
 from dhara.api import wire
+from dhara.api.auth import forbidden
 from dhara.api.exchange import Reply, Request, json_reply
 from dhara.api.problems import Refused, not_found
 from dhara.api.shapes import RunOut, ScheduleList, schedule_out
 from dhara.domain import limits
 from dhara.domain.access import PAYLOAD
 from dhara.domain.plan import spec_of
+from dhara.domain.schedule import Spec
 from dhara.errors import InvalidTask
 from dhara.store.schedules import Schedule
 
@@ -21,12 +23,13 @@ UPCOMING = 5
 
 async def listing(request: Request) -> Reply:
     found = await request.parts.schedules.all()
-    return json_reply(ScheduleList([schedule_out(one, **_seen_by(request)) for one in found]))
+    seen = [one for one in found if request.principal.sees(one.queue)]
+    return json_reply(ScheduleList([schedule_out(one, **_seen_by(request)) for one in seen]))
 
 
 async def create(request: Request) -> Reply:
     fields, payload = await wire.fields(request)
-    made = await request.parts.schedules.create(spec_of(fields, payload or "{}"), request.actor)
+    made = await request.parts.schedules.create(_into_own(request, spec_of(fields, payload or "{}")), request.actor)
     request.parts.hint()
     if made is None:
         name = fields["name"]
@@ -38,39 +41,40 @@ async def create(request: Request) -> Reply:
 
 
 async def get(request: Request) -> Reply:
-    return await _whole(request, await request.parts.schedules.get(_name(request)))
+    return await _whole(request, await _standing(request))
 
 
 async def update(request: Request) -> Reply:
-    standing = await request.parts.schedules.get(_name(request))
+    standing = await _standing(request)
     fields, payload = await wire.fields(request)
     if "name" in fields:
         raise InvalidTask([("name", "cannot be changed; make another schedule")])
     spec = spec_of(merged(standing, fields), standing.payload if payload is None else payload)
-    updated = await request.parts.schedules.update(spec, request.actor)
+    updated = await request.parts.schedules.update(_into_own(request, spec), request.actor)
     request.parts.hint()
     return await _whole(request, updated)
 
 
 async def delete(request: Request) -> Reply:
-    standing = await request.parts.schedules.get(_name(request))
+    standing = await _standing(request)
     await request.parts.schedules.delete(standing.name, request.actor)
     return json_reply(schedule_out(standing, **_seen_by(request)))
 
 
 async def pause(request: Request) -> Reply:
-    await request.parts.schedules.pause(_name(request), request.actor)
+    await request.parts.schedules.pause((await _standing(request)).name, request.actor)
     return await get(request)
 
 
 async def resume(request: Request) -> Reply:
-    await request.parts.schedules.resume(_name(request), request.actor)
+    await request.parts.schedules.resume((await _standing(request)).name, request.actor)
     request.parts.hint()
     return await get(request)
 
 
 async def run(request: Request) -> Reply:
-    return json_reply(RunOut(await request.parts.scheduler.run_now(_name(request), request.actor)), 201)
+    standing = await _standing(request)
+    return json_reply(RunOut(await request.parts.scheduler.run_now(standing.name, request.actor)), 201)
 
 
 def merged(standing: Schedule, fields: dict[str, Any]) -> dict[str, Any]:
@@ -95,8 +99,19 @@ def _seen_by(request: Request) -> dict[str, Any]:
     return {"mask": request.parts.mask, "hidden": not request.principal.may(PAYLOAD)}
 
 
-def _name(request: Request) -> str:
+async def _standing(request: Request) -> Schedule:
+    """The one in the path, of those that the principal may see."""
     name = request.path["name"]
     if not limits.NAME.fullmatch(name):
         raise not_found()
-    return name
+    found = await request.parts.schedules.get(name)
+    if not request.principal.sees(found.queue):
+        raise not_found()
+    return found
+
+
+def _into_own(request: Request, spec: Spec) -> Spec:
+    """`spec`, unless it would enqueue where the principal may not."""
+    if not request.principal.sees(spec.queue):
+        raise forbidden()
+    return spec

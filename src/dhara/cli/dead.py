@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from dhara.cli.completion import GROUP, OPERATION, QUEUE, TYPE
 from dhara.cli.console import Console
 from dhara.cli.console import Group as CommandGroup
 from dhara.cli.tasks import Moment, Span
@@ -31,8 +32,8 @@ def _filters(command: F) -> F:
         click.option("--created-before", type=Moment(), help="Enqueued before this time."),
         click.option("--created-after", type=Moment(), help="Enqueued after this time."),
         click.option("--tag", help="With this tag."),
-        click.option("--queue", help="Of this queue."),
-        click.option("--type", help="Of this type."),
+        click.option("--queue", shell_complete=QUEUE, help="Of this queue."),
+        click.option("--type", shell_complete=TYPE, help="Of this type."),
         click.option("--group", "fingerprint", help="Of this group: a FINGERPRINT of `dhara dead groups`."),
     )
     for option in options:
@@ -72,7 +73,7 @@ def list_dead(console: Console, /, limit: int, **wanted: Any) -> None:
 
 
 @dead.command("groups", examples="dhara dead groups\ndhara dead groups --json | jq '.groups[].fingerprint'")
-@click.option("--type", help="Only groups of this type.")
+@click.option("--type", shell_complete=TYPE, help="Only groups of this type.")
 @click.pass_obj
 def groups(console: Console, type: str | None) -> None:
     """DEAD tasks by what killed them, those seen last first; TREND is the last 24 hours."""
@@ -103,7 +104,7 @@ def groups(console: Console, type: str | None) -> None:
 
 
 @dead.command("mute", examples="dhara dead mute 1b2c...")
-@click.argument("fingerprint")
+@click.argument("fingerprint", shell_complete=GROUP)
 @click.pass_obj
 def mute(console: Console, fingerprint: str) -> None:
     """Leave a group out of alarms."""
@@ -111,7 +112,7 @@ def mute(console: Console, fingerprint: str) -> None:
 
 
 @dead.command("unmute", examples="dhara dead unmute 1b2c...")
-@click.argument("fingerprint")
+@click.argument("fingerprint", shell_complete=GROUP)
 @click.pass_obj
 def unmute(console: Console, fingerprint: str) -> None:
     """Let a group count again."""
@@ -176,7 +177,7 @@ def list_operations(console: Console, limit: int) -> None:
 
 
 @operations.command("get", examples="dhara operations get 01890a5d-ac96-774b-bcce-b302099a8057")
-@click.argument("id")
+@click.argument("id", shell_complete=OPERATION)
 @click.pass_obj
 def get(console: Console, id: str) -> None:
     """One operation and how far it has come."""
@@ -184,7 +185,7 @@ def get(console: Console, id: str) -> None:
 
 
 @operations.command("stop", examples="dhara operations stop 01890a5d-ac96-774b-bcce-b302099a8057")
-@click.argument("id")
+@click.argument("id", shell_complete=OPERATION)
 @click.pass_obj
 def stop(console: Console, id: str) -> None:
     """Stop an operation; what it has done stays done."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dhara.cli.completion import QUEUE
 from dhara.cli.console import Console, Group
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def list_queues(console: Console) -> None:
 
 
 @queues.command("get", examples="dhara queues get mail")
-@click.argument("name")
+@click.argument("name", shell_complete=QUEUE)
 @click.pass_obj
 def get(console: Console, name: str) -> None:
     """One queue's figures."""
@@ -65,7 +66,7 @@ def get(console: Console, name: str) -> None:
 
 
 @queues.command("pause", examples="dhara queues pause mail")
-@click.argument("name")
+@click.argument("name", shell_complete=QUEUE)
 @click.pass_obj
 def pause(console: Console, name: str) -> None:
     """Stop claiming from a queue; what runs goes on."""
@@ -79,7 +80,7 @@ def pause(console: Console, name: str) -> None:
 
 
 @queues.command("resume", examples="dhara queues resume mail")
-@click.argument("name")
+@click.argument("name", shell_complete=QUEUE)
 @click.pass_obj
 def resume(console: Console, name: str) -> None:
     """Start claiming from a queue again."""
@@ -93,7 +94,7 @@ def resume(console: Console, name: str) -> None:
 
 
 @queues.command("retention", examples="dhara queues retention mail 7d\ndhara queues retention mail default")
-@click.argument("name")
+@click.argument("name", shell_complete=QUEUE)
 @click.argument("duration")
 @click.pass_obj
 def retention(console: Console, name: str, duration: str) -> None:
@@ -111,7 +112,7 @@ def retention(console: Console, name: str, duration: str) -> None:
 
 
 @queues.command("limit", examples="dhara queues limit mail 100000\ndhara queues limit mail default")
-@click.argument("name")
+@click.argument("name", shell_complete=QUEUE)
 @click.argument("most", metavar="TASKS")
 @click.pass_obj
 def limit(console: Console, name: str, most: str) -> None:

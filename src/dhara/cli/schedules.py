@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from dhara.cli.completion import QUEUE, SCHEDULE, TYPE
 from dhara.cli.console import Console, Group
 from dhara.cli.tasks import Span, json_text
 
@@ -35,7 +36,7 @@ def _definition(command: F) -> F:
         click.option("--timeout", type=Span(), help="How long an attempt may take: 30s, 5m."),
         click.option("--max-retries", type=int, help="Retries after the first attempt, 0 to 20 (5)."),
         click.option("--priority", type=int, help="0 to 100, higher first (0)."),
-        click.option("--queue", help="The queue (default)."),
+        click.option("--queue", shell_complete=QUEUE, help="The queue (default)."),
         click.option("--tz", "timezone", help="An IANA zone in which --cron is meant: Europe/Berlin (UTC)."),
         click.option("--every", type=Span(), help="So often: 30s, 5m, 1h."),
         click.option("--cron", help="Five fields, minute hour day month weekday: '0 3 * * *'; or @daily."),
@@ -77,7 +78,7 @@ def list_schedules(console: Console) -> None:
 
 
 @schedules.command("get", examples="dhara schedules get nightly")
-@click.argument("name")
+@click.argument("name", shell_complete=SCHEDULE)
 @click.pass_obj
 def get(console: Console, name: str) -> None:
     """One schedule, its next fire times and its last ones."""
@@ -91,8 +92,8 @@ def get(console: Console, name: str) -> None:
     dhara schedules create poll feed.poll '{"feed": 7}' --every 5m --jitter 30s --overlap skip
     """,
 )
-@click.argument("name")
-@click.argument("type")
+@click.argument("name", shell_complete=SCHEDULE)
+@click.argument("type", shell_complete=TYPE)
 @click.argument("payload", default="{}")
 @_definition
 @click.pass_obj
@@ -117,8 +118,8 @@ def create(console: Console, /, name: str, type: str, payload: str, **given: Any
 
 
 @schedules.command("update", examples="dhara schedules update nightly --cron '0 4 * * *'")
-@click.argument("name")
-@click.option("--type", help="Enqueue tasks of this type.")
+@click.argument("name", shell_complete=SCHEDULE)
+@click.option("--type", shell_complete=TYPE, help="Enqueue tasks of this type.")
 @click.option("--payload", help="A JSON value in place of its payload; `-` reads it from standard input.")
 @_definition
 @click.pass_obj
@@ -140,7 +141,7 @@ def update(console: Console, /, name: str, payload: str | None, **given: Any) ->
 
 
 @schedules.command("pause", examples="dhara schedules pause nightly")
-@click.argument("name")
+@click.argument("name", shell_complete=SCHEDULE)
 @click.pass_obj
 def pause(console: Console, name: str) -> None:
     """Let a schedule fire no more."""
@@ -148,7 +149,7 @@ def pause(console: Console, name: str) -> None:
 
 
 @schedules.command("resume", examples="dhara schedules resume nightly")
-@click.argument("name")
+@click.argument("name", shell_complete=SCHEDULE)
 @click.pass_obj
 def resume(console: Console, name: str) -> None:
     """Let a schedule fire again, from its next fire time on."""
@@ -156,7 +157,7 @@ def resume(console: Console, name: str) -> None:
 
 
 @schedules.command("delete", examples="dhara schedules delete nightly")
-@click.argument("name")
+@click.argument("name", shell_complete=SCHEDULE)
 @click.pass_obj
 def delete(console: Console, name: str) -> None:
     """Delete a schedule; its tasks stay."""
@@ -193,7 +194,7 @@ def declare(console: Console, module: str) -> None:
 
 
 @schedules.command("run", examples="dhara schedules run nightly")
-@click.argument("name")
+@click.argument("name", shell_complete=SCHEDULE)
 @click.pass_obj
 def run(console: Console, name: str) -> None:
     """Fire a schedule now, beside its plan; answers the task's id."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dhara.cli.completion import DEAD_TASK, OPEN_TASK, QUEUE, TASK, TYPE, WORKER
 from dhara.cli.console import Command, Console, Group
 
 if TYPE_CHECKING:
@@ -84,9 +85,9 @@ def json_text(text: str) -> Any:
     cat payload.json | dhara enqueue import.rows -
     """,
 )
-@click.argument("type")
+@click.argument("type", shell_complete=TYPE)
 @click.argument("payload", default="{}")
-@click.option("--queue", help="The queue (default).")
+@click.option("--queue", shell_complete=QUEUE, help="The queue (default).")
 @click.option("--priority", type=int, help="0 to 100, higher first (0).")
 @click.option("--max-retries", type=int, help="Retries after the first attempt, 0 to 20 (5).")
 @click.option("--delay", type=Span(), help="Not before so long from now: 30s, 5m.")
@@ -154,11 +155,11 @@ def tasks() -> None:
     """,
 )
 @click.option("--status", multiple=True, type=click.Choice(STATES, case_sensitive=False), help="Repeatable.")
-@click.option("--type", help="The task type.")
-@click.option("--queue", help="The queue.")
+@click.option("--type", shell_complete=TYPE, help="The task type.")
+@click.option("--queue", shell_complete=QUEUE, help="The queue.")
 @click.option("--retrying", is_flag=True, help="PENDING after a failure.")
 @click.option("--due", type=click.Choice(["ready", "delayed"]), help="PENDING and due, or not yet.")
-@click.option("--worker", type=click.UUID, help="RUNNING on this worker.")
+@click.option("--worker", type=click.UUID, shell_complete=WORKER, help="RUNNING on this worker.")
 @click.option("--tag", help="With this tag.")
 @click.option("--created-after", type=Moment(), help="Enqueued after this time.")
 @click.option("--created-before", type=Moment(), help="Enqueued before this time.")
@@ -218,7 +219,7 @@ def list_tasks(console: Console, /, limit: int, offset: int, **wanted: Any) -> N
 
 
 @tasks.command("get", examples="dhara tasks get 01890a5d-ac96-774b-bcce-b302099a8057")
-@click.argument("id")
+@click.argument("id", shell_complete=TASK)
 @click.pass_obj
 def get(console: Console, id: str) -> None:
     """One task, with payload and result."""
@@ -240,7 +241,7 @@ def get(console: Console, id: str) -> None:
 
 
 @tasks.command("cancel", examples="dhara tasks cancel 01890a5d-ac96-774b-bcce-b302099a8057 --reason 'sent by hand'")
-@click.argument("id")
+@click.argument("id", shell_complete=OPEN_TASK)
 @click.option("--reason", default="canceled by an operator", show_default=True, help="Kept in the task's history.")
 @click.pass_obj
 def cancel(console: Console, id: str, reason: str) -> None:
@@ -263,8 +264,8 @@ def cancel(console: Console, id: str, reason: str) -> None:
     dhara tasks retry 01890a5d-ac96-774b-bcce-b302099a8057 --payload '{"to": "right@b.c"}' --queue mail
     """,
 )
-@click.argument("id")
-@click.option("--queue", help="Move it to this queue.")
+@click.argument("id", shell_complete=DEAD_TASK)
+@click.option("--queue", shell_complete=QUEUE, help="Move it to this queue.")
 @click.option("--priority", type=int, help="0 to 100.")
 @click.option("--payload", help="A JSON value in place of its payload; `-` reads it from standard input.")
 @click.option("--run-at", type=Moment(), help="Not before this time.")
@@ -276,7 +277,7 @@ def retry(console: Console, /, id: str, payload: str | None, **changes: Any) -> 
 
 
 @tasks.command("logs", examples="dhara tasks logs 01890a5d-ac96-774b-bcce-b302099a8057")
-@click.argument("id")
+@click.argument("id", shell_complete=TASK)
 @click.pass_obj
 def logs(console: Console, id: str) -> None:
     """A task's history, oldest first."""
@@ -302,7 +303,7 @@ def logs(console: Console, id: str) -> None:
 
 
 @tasks.command("attempts", examples="dhara tasks attempts 01890a5d-ac96-774b-bcce-b302099a8057")
-@click.argument("id")
+@click.argument("id", shell_complete=TASK)
 @click.pass_obj
 def attempts(console: Console, id: str) -> None:
     """A task's executions, oldest first, with errors and what the handler logged."""
@@ -336,7 +337,7 @@ def attempts(console: Console, id: str) -> None:
 
 
 @tasks.command("explain", examples="dhara tasks explain 01890a5d-ac96-774b-bcce-b302099a8057")
-@click.argument("id")
+@click.argument("id", shell_complete=TASK)
 @click.pass_obj
 def explain(console: Console, id: str) -> None:
     """Why a task is not running, or what became of it."""
@@ -357,7 +358,7 @@ def explain(console: Console, id: str) -> None:
 
 
 @tasks.command("wait", examples="dhara tasks wait 01890a5d-ac96-774b-bcce-b302099a8057 --timeout 5m")
-@click.argument("id")
+@click.argument("id", shell_complete=OPEN_TASK)
 @click.option("--timeout", type=Span(), default="30s", show_default=True, help="How long to wait.")
 @click.pass_obj
 def wait(console: Console, id: str, timeout: float) -> int:

@@ -7,6 +7,7 @@ from uuid import UUID
 
 import click
 
+from dhara.cli.completion import WORKER
 from dhara.cli.console import Console, Group
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def list_workers(console: Console) -> None:
     dhara workers --json | jq -r '.workers[] | select(.host == "web-3").id' | xargs dhara workers drain
     """,
 )
-@click.argument("ids", metavar="ID...", type=click.UUID, nargs=-1, required=True)
+@click.argument("ids", metavar="ID...", type=click.UUID, shell_complete=WORKER, nargs=-1, required=True)
 @click.pass_obj
 def drain(console: Console, ids: tuple[UUID, ...]) -> None:
     """Let workers claim nothing more, finish what they run, and end.

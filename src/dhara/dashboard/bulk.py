@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 from uuid import UUID
 
@@ -9,15 +10,19 @@ import msgspec
 from starlette.responses import Response
 
 from dhara.dashboard.tasks import limited, query_of, wanted
-from dhara.dashboard.visit import Refusal, Visit
+from dhara.dashboard.visit import Refusal, Visit, missing
 from dhara.domain.canary import Plan
+from dhara.domain.lifecycle import State
 from dhara.maintenance.bulk import base
-from dhara.store.operations import KINDS
+from dhara.store.operations import KINDS, Operation
 from dhara.store.search import Filter
 
 SAMPLE = 10
 MOST_IDS = 500
-MOST_OPERATIONS = 50
+# Of the tasks that an operation has changed: as many are counted, and listed.
+MOST_TOLD, MOST_LISTED = 500, 20
+# What needs a look comes first.
+_WORST = (State.DEAD, State.RUNNING, State.PENDING, State.CANCELED, State.COMPLETED)
 SAID = {"retry": "Retry", "purge": "Purge", "cancel": "Cancel"}
 
 
@@ -55,21 +60,34 @@ async def begin(visit: Visit) -> Response:
 
 async def show(visit: Visit) -> Response:
     """How far an operation has come."""
-    operation = await visit.desk.operations.get(visit.id("operation"))
+    operation = await _seen(visit)
     snapshot = await visit.desk.pulse.snapshot()
+    changed = [] if operation.kind == "purge" else await visit.desk.operations.tasks(operation, MOST_TOLD)
     return visit.page(
         "operation.html",
         now=snapshot.now(),
         operation=operation,
+        told=len(changed),
+        fates=Counter(task.status.value for task in changed),
+        changed=sorted(changed, key=lambda task: _WORST.index(task.status))[:MOST_LISTED],
         said=SAID.get(operation.kind, operation.kind),
         query={name: value for name, value in query_of(operation.filter).items() if value},
     )
 
 
 async def stop(visit: Visit) -> Response:
-    id = visit.id("operation")
-    operation = await visit.desk.operations.stop(id, visit.who())
-    return visit.back(f"/operations/{id}", "Stopped." if operation.state == "stopped" else f"It is {operation.state}.")
+    operation = await visit.desk.operations.stop((await _seen(visit)).id, visit.who())
+    return visit.back(
+        f"/operations/{operation.id}", "Stopped." if operation.state == "stopped" else f"It is {operation.state}."
+    )
+
+
+async def _seen(visit: Visit) -> Operation:
+    """The operation in the path, of those that the visitor may see: those that keys for the same queues have begun."""
+    operation = await visit.desk.operations.get(visit.id("operation"))
+    if visit.limited and operation.filter.queues != visit.queues:
+        raise missing("operation")
+    return operation
 
 
 def _kind(visit: Visit) -> str:

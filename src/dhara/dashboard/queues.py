@@ -5,13 +5,20 @@ from __future__ import annotations
 from starlette.responses import Response
 
 from dhara.dashboard.overview import strip
-from dhara.dashboard.visit import Visit, missing
+from dhara.dashboard.visit import Refusal, Visit, missing
+from dhara.domain import limits
 
 
 async def show(visit: Visit) -> Response:
     snapshot = await visit.desk.pulse.snapshot()
     queues = [queue for queue in snapshot.queues if visit.sees(queue.name)]
-    return visit.page("queues.html", now=snapshot.now(), strips=[strip(queue, snapshot.rates) for queue in queues])
+    return visit.page(
+        "queues.html",
+        now=snapshot.now(),
+        strips=[strip(queue, snapshot.rates) for queue in queues],
+        least_limit=limits.QUEUE_LIMIT[0],
+        most_limit=limits.QUEUE_LIMIT[1],
+    )
 
 
 async def pause(visit: Visit) -> Response:
@@ -28,6 +35,19 @@ async def resume(visit: Visit) -> Response:
         visit.desk.notifier.wake(name)
     visit.desk.pulse.forget()
     return visit.back("/queues", f"{name} is resumed.")
+
+
+async def limit(visit: Visit) -> Response:
+    """How many PENDING tasks the queue takes; an empty field takes the limit away."""
+    name, text = _seen(visit), visit.field("limit")
+    low, high = limits.QUEUE_LIMIT
+    if text and not (text.isascii() and text.isdigit() and len(text) <= 12 and low <= int(text) <= high):
+        raise Refusal(422, "The limit is wrong", f"It is a number of tasks from {low} to {high:,}, or nothing.")
+    await visit.desk.queues.limit(name, int(text) if text else None, visit.who())
+    # At once, also for enqueues by SQL.
+    await visit.desk.queues.loads(False)
+    visit.desk.pulse.forget()
+    return visit.back("/queues", f"{name} takes {int(text):,} PENDING tasks." if text else f"{name} has no limit.")
 
 
 def _seen(visit: Visit) -> str:

@@ -75,7 +75,7 @@ async def show(visit: Visit) -> Response:
         attempts=[shown(attempt, now) for attempt in reversed(attempts)],
         entries=list(reversed(logs)),
         strip=strip(task, logs, now),
-        reasons=[] if visit.limited else explain(await desk.tasks.facts(id), desk.stale_after),
+        reasons=explain(await desk.tasks.facts(id), desk.stale_after),
         progress=progress(task.progress),
         curl=as_curl(task, visit),
         python=as_python(task),

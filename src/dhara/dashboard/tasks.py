@@ -32,8 +32,8 @@ async def show(visit: Visit) -> Response:
     return await listing(visit, "/tasks")
 
 
-async def listing(visit: Visit, path: str, states: tuple[State, ...] = ()) -> Response:
-    """A page of the list at `path`; `states` narrow it, whatever the query says."""
+async def listing(visit: Visit, path: str, states: tuple[State, ...] = (), **further: Any) -> Response:
+    """A page of the list at `path`; `states` narrow it, whatever the query says; `further` is for its template."""
     snapshot = await visit.desk.pulse.snapshot()
     asked = wanted(visit)
     if states:
@@ -59,12 +59,13 @@ async def listing(visit: Visit, path: str, states: tuple[State, ...] = ()) -> Re
         list_path=path,
         types=sorted({type for worker in workers for type in worker.types} | set(facets.types) | _shown_types(page)),
         queues=[queue.name for queue in snapshot.queues if visit.sees(queue.name)],
+        **further,
     )
 
 
 def limited(visit: Visit, asked: Filter) -> Filter:
     """`asked`, within the queues that the visitor may see."""
-    return msgspec.structs.replace(asked, queues=visit.principal.queues if visit.principal else ())
+    return msgspec.structs.replace(asked, queues=visit.queues)
 
 
 def _shown_types(page: Any) -> set[str]:

@@ -32,7 +32,7 @@ SECTIONS: dict[str, str] = {
     "/settings": "Settings",
 }
 # Pages for whoever may see some queues only.
-LIMITED = ("/tasks", "/dead-letters", "/queues")
+LIMITED = ("/tasks", "/failures", "/dead-letters", "/queues", "/schedules")
 
 
 class View:
@@ -51,7 +51,6 @@ class View:
             "may_operate": visit.may(OPERATE),
             "may_payload": visit.may(PAYLOAD),
             "may_admin": visit.may(ADMIN),
-            "may_bulk": visit.may(OPERATE) and not visit.limited,
             "sections": _sections(visit),
             "section": _section(visit.path),
             **self._common,

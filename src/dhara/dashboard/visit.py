@@ -69,9 +69,14 @@ class Visit:
         return self.principal is not None and self.principal.may(scope)
 
     @property
+    def queues(self) -> tuple[str, ...]:
+        """Patterns of the queues that the visitor may see; none: all."""
+        return self.principal.queues if self.principal else ()
+
+    @property
     def limited(self) -> bool:
         """Whether the visitor may see some queues only."""
-        return self.principal is not None and bool(self.principal.queues)
+        return bool(self.queues)
 
     def sees(self, queue: str) -> bool:
         """Whether tasks of this queue exist for the visitor."""

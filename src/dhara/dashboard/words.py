@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from datetime import datetime
@@ -13,6 +14,8 @@ _UNITS = ((86_400.0, "d"), (3_600.0, "h"), (60.0, "m"))
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
 _OPENING, _CLOSING, _BETWEEN = frozenset("{["), frozenset("}]"), frozenset(",:")
 JSON_SHOWN = 32_768
+# A letter that JSON has escaped, those beyond the first 65,536 as a pair.
+_ESCAPED = re.compile(r"(?<!\\)(?:\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4})")
 
 
 def number(value: float | None) -> str:
@@ -123,7 +126,7 @@ def _decoded(text: str) -> str:
         return text
 
     def plain(found: re.Match[str]) -> str:
-        letter = chr(int(found[1], 16))
+        letter: str = json.loads(f'"{found[0]}"')
         return letter if letter.isprintable() and letter not in '"\\' else found[0]
 
-    return re.sub(r"(?<!\\)\\u([0-9a-fA-F]{4})", plain, text)
+    return _ESCAPED.sub(plain, text)

@@ -120,7 +120,9 @@ def _ended(f: Facts) -> Reason:
     if f.status is State.CANCELED:
         return Reason("canceled", f"It was CANCELED at {moment(at)}{why}.", known)
     error = f" Its last error: {_short(f.last_error).rstrip('.')}." if f.last_error else ""
-    text = f"It is DEAD since {moment(at)}, after {_count(f.attempts, 'attempt')}{why}.{error} A retry revives it."
+    text = (
+        f"It has been DEAD since {moment(at)}, after {_count(f.attempts, 'attempt')}{why}.{error} A retry revives it."
+    )
     return Reason("dead", text, known)
 
 

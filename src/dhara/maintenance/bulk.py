@@ -174,7 +174,7 @@ class _Step:
 
     async def _change(self, ids: Sequence[UUID]) -> list[Changed]:
         method = getattr(self._operations, self._it.kind)
-        reason = f"{self._it.kind} of many by {self._it.asked_by}, operation {self._it.id}"
+        reason = self._it.trace()
         try:
             async with self._connection.transaction():
                 found: list[Changed] = await method(ids, reason)

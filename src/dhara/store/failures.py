@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
 from msgspec import Struct
 
 from dhara.store.pool import Executor
+from dhara.store.search import like
 from dhara.store.sql import load
 
 COUNT_CAP = 10_000
+# Of a group whose queues may not all be seen as many tasks are looked at.
+LOOKED_AT = 1_000
 MOST_GROUPS = 500
 
 
 class Group(Struct, frozen=True, kw_only=True):
     """DEAD tasks of one fingerprint. `count` is exact unless `count_is_estimate`; `trend`: how many died in each of the last
-    24 hours, this one first. `sample` is the newest; type, queue, reason and error are its own."""
+    24 hours, this one first. `sample` is the newest; type, queue, reason and error are its own. `elsewhere`: it also holds
+    tasks of queues that were not asked for."""
 
     fingerprint: str
     count: int
@@ -32,6 +37,7 @@ class Group(Struct, frozen=True, kw_only=True):
     last_error: str | None = None
     muted_at: datetime | None = None
     muted_by: str | None = None
+    elsewhere: bool = False
 
 
 class Failures:
@@ -44,14 +50,23 @@ class Failures:
     def _sql(self, name: str) -> str:
         return load("failures/" + name, self.schema)
 
-    async def groups(self, most: int = MOST_GROUPS, cap: int = COUNT_CAP) -> list[Group]:
-        """The groups, those seen last first; looks at `most` of them and counts up to `cap` tasks in each."""
-        return [Group(**row) for row in await self.db.fetch(self._sql("groups"), cap, most, None)]
+    async def groups(self, most: int = MOST_GROUPS, cap: int = COUNT_CAP, queues: Sequence[str] = ()) -> list[Group]:
+        """The groups, those seen last first; looks at `most` of them and counts up to `cap` tasks in each. `queues`: only
+        tasks in queues that one of these patterns fits, among the newest `LOOKED_AT` of each group."""
+        return await self._groups(most, cap, None, queues)
 
-    async def group(self, fingerprint: str, cap: int = COUNT_CAP) -> Group | None:
-        """One group, or None if no DEAD task has that fingerprint."""
-        rows = await self.db.fetch(self._sql("groups"), cap, 1, fingerprint)
-        return Group(**rows[0]) if rows else None
+    async def group(self, fingerprint: str, cap: int = COUNT_CAP, queues: Sequence[str] = ()) -> Group | None:
+        """One group, or None if no DEAD task (in these queues) has that fingerprint."""
+        found = await self._groups(1, cap, fingerprint, queues)
+        return found[0] if found else None
+
+    async def _groups(self, most: int, cap: int, fingerprint: str | None, queues: Sequence[str]) -> list[Group]:
+        if not queues:
+            rows = await self.db.fetch(self._sql("groups"), cap, most, fingerprint)
+        else:
+            args = (min(cap, LOOKED_AT), most, fingerprint, [like(pattern) for pattern in queues])
+            rows = await self.db.fetch(self._sql("groups_within"), *args)
+        return [Group(**row) for row in rows]
 
     async def mute(self, fingerprint: str, by: str) -> None:
         """Leave the group out of alarms."""

@@ -11,11 +11,13 @@ import msgspec
 from msgspec import Struct
 
 from dhara.domain.canary import Plan, Wave
+from dhara.domain.task import Task
 from dhara.errors import NotFound
 from dhara.store.ids import new_id
 from dhara.store.pool import Executor
 from dhara.store.search import Filter
 from dhara.store.sql import load
+from dhara.store.tasks import tasks_of
 
 KINDS = ("retry", "purge", "cancel")
 
@@ -42,6 +44,10 @@ class Operation(Struct, frozen=True, kw_only=True):
     finished_at: datetime | None = None
     wave_at: datetime | None = None
     canary: Plan | None = None
+
+    def trace(self) -> str:
+        """What stands as reason in the histories of the tasks that it has changed."""
+        return f"{self.kind} of many by {self.asked_by}, operation {self.id}"
 
 
 class Changed(Struct, frozen=True):
@@ -82,6 +88,11 @@ class Operations:
     async def recent(self, most: int = 50) -> list[Operation]:
         """Newest first."""
         return [_operation(row) for row in await self.db.fetch(self._sql("list"), most)]
+
+    async def tasks(self, operation: Operation, most: int = 200) -> list[Task]:
+        """Some of the tasks that it has changed, as they are now; of one that goes on for hours, those of the first."""
+        args = (operation.trace(), operation.created_at, operation.finished_at, most)
+        return tasks_of(await self.db.fetch(self._sql("tasks"), *args))
 
     async def stop(self, id: UUID, by: str) -> Operation:
         """Let it do no further batch; what is done stays done. One that has ended is left alone. Raises `NotFound`."""

@@ -107,6 +107,11 @@ class _Where:
         return " AND ".join(self.parts) or "true"
 
 
+def like(pattern: str) -> str:
+    """A pattern of queues, in which `*` stands for any characters, as LIKE has it."""
+    return pattern.replace("_", "\\_").replace("*", "%")
+
+
 def _where(f: Filter, where: _Where | None = None) -> _Where:
     """The conditions of a filter, added to those of `where`."""
     where = where or _Where()
@@ -121,7 +126,7 @@ def _where(f: Filter, where: _Where | None = None) -> _Where:
     if f.queue is not None:
         where.add("queue = {}", f.queue)
     if f.queues:
-        where.add("queue LIKE ANY ({}::text[])", [q.replace("_", "\\_").replace("*", "%") for q in f.queues])
+        where.add("queue LIKE ANY ({}::text[])", [like(pattern) for pattern in f.queues])
     if f.retrying:
         where.add("status = 'PENDING' AND failures > 0")
     if f.due is not None:

@@ -25,7 +25,7 @@
     return {
       width,
       height: HEIGHT,
-      padding: [8, 6, 0, 0],
+      padding: [8, 18, 0, 0],
       cursor: { points: { size: 6 }, drag: { x: false, y: false } },
       legend: { show: true, live: true },
       hooks: { setCursor: [(plot) => plot.cursor.idx == null && latest(plot)] },

@@ -204,6 +204,9 @@
   });
   if (location.hash === "#q") document.getElementById("q")?.focus();
 
+  // On a narrow screen the pages' names scroll: the one that is open is in sight.
+  document.querySelector(".top nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+
   count();
   listen();
 })();
