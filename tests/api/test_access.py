@@ -330,6 +330,36 @@ async def test_payloads_are_for_those_who_may_read_them(make: Make) -> None:
             assert "payload" not in (await operator.delete(path)).json()
 
 
+async def test_payloads_are_searched_for_those_who_may_read_them_and_give_no_masked_value_away(make: Make) -> None:
+    rows = {
+        "plain": '{"to": "Needle-1"}',
+        "masked": '{"to": "needle-2", "card": {"number": "needle-3"}}',
+        "escaped": '{"to": "needle-4", "card": {"n\\u0075mber": "needle-5"}}',
+    }
+    async with (
+        await make(ENQUEUE) as producer,
+        await make(OPERATE) as operator,
+        await make(PAYLOAD, OPERATE) as auditor,
+    ):
+        made = {}
+        for name, payload in rows.items():
+            body = f'{{"type": "sought", "payload": {payload}}}'
+            made[name] = (await producer.post("/api/v1/tasks", content=body, headers=JSON)).json()["id"]
+
+        async def found(client: httpx.AsyncClient, q: str) -> tuple[list[str], int]:
+            listed = (await client.get(f"/api/v1/tasks?type=sought&q={q}")).json()
+            dry = (await client.post(f"/api/v1/tasks/cancel?type=sought&q={q}&dry_run=true")).json()
+            assert (dry["count"], [one["id"] for one in dry["sample"]]) == (
+                listed["total"],
+                [one["id"] for one in listed["tasks"]],
+            )
+            return [one["id"] for one in listed["tasks"]], listed["total"]
+
+        assert await found(operator, "needle") == ([], 0)
+        assert await found(auditor, "needle") == ([made["plain"]], 1)
+        assert await found(auditor, "needle-3") == await found(auditor, "needle-5") == ([], 0)
+
+
 # rates and failures
 
 

@@ -60,3 +60,21 @@ def test_it_does_what_it_says(value: Any, paths: list[list[str]]) -> None:
     masked = Mask([".".join(path) for path in paths]).apply(text)
     assert masked is not None
     assert json.loads(masked) == expected(value, paths)
+    veiled = Mask([".".join(path) for path in paths]).veiled
+    for written in (text, json.dumps(value, ensure_ascii=False)):
+        if veiled is not None and not any(one in written for one in veiled):
+            assert json.loads(written) == expected(value, paths), "no text without what veils it has a masked field"
+
+
+@pytest.mark.parametrize(
+    ("paths", "veiled"),
+    [
+        ((), ()),
+        (("card.number", "users.*.secret", "pins.0"), ('"number"', '"pins"', '"secret"', "\\u", "\\/")),
+        (("a", "*"), None),
+        (("1.*",), None),
+        (('say "hi"',), None),
+    ],
+)
+def test_what_veils_a_text(paths: tuple[str, ...], veiled: tuple[str, ...] | None) -> None:
+    assert Mask(paths).veiled == veiled

@@ -125,6 +125,7 @@ def test_list_filters(dhara: Dhara, dsn: str) -> None:
     assert (page["total"], len(page["tasks"])) == (2, 1)
     rest = dhara.json("tasks", "list", "--after", page["next_cursor"])
     assert [task["id"] for task in rest["tasks"]] == [str(dead.id)]
+    assert dhara.json("tasks", "list", "-q", "no such text")["total"] == 0
     assert "no such task" in dhara("tasks", "list", "--type", "none").stdout
     lines = dhara("tasks", "list").stdout.splitlines()
     assert lines[0].split() == ["ID", "TYPE", "QUEUE", "STATUS", "ATTEMPTS", "ENQUEUED", "LAST", "ERROR"]

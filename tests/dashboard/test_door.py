@@ -51,6 +51,18 @@ async def test_every_page_denies_by_default(pool: Pool, keys: FewKeys) -> None:
         assert (await client.get("/tasks", headers={"hx-request": "true"})).status_code == 401
 
 
+async def test_a_text_is_looked_for_in_payloads_of_those_who_may_read_them(pool: Pool, keys: FewKeys) -> None:
+    task = await make_task(pool, "DEAD", payload='{"to": "canary"}')
+    for key, found in ((READER, False), (OPERATOR, True)):
+        async with browser(served(pool, keys)) as client:
+            await sign_in(client, key)
+            page = (await client.get("/tasks?q=CANARY")).text
+            assert (f'id="t-{task.id}"' in page) is found
+            said = "Looked for in id, type, key, error" + (", payload, " if found else ", ") + "10,000 tasks a page."
+            assert said in page
+            assert ("Payloads are searched for keys with read:payload only" in page) is not found
+
+
 async def test_a_reader_sees_no_buttons_and_may_do_nothing(pool: Pool, keys: FewKeys) -> None:
     task = await make_task(pool, "DEAD", payload='{"secret": "canary"}')
     async with browser(served(pool, keys)) as client:

@@ -125,6 +125,10 @@ CASES: dict[str, tuple[Callable[[Any], Awaitable[Any]], int]] = {
     "first page of COMPLETED": (lambda db: Search(db).page(_state(State.COMPLETED)), 6 * WALK),
     "first page of a type": (lambda db: Search(db).page(Filter(type="t3")), 4 * WALK),
     "search": (lambda db: Search(db).page(Filter(q="boom 77")), 10 * WALK + 4 * WALK_TEXT),
+    "search in payloads": (
+        lambda db: Search(db).page(Filter(q="boom 77", in_payload=True, veiled=('"number"',))),
+        10 * WALK + 4 * WALK_TEXT,
+    ),
     "facets": (lambda db: Search(db).facets(Filter()), FACETED),
     "facets of RUNNING": (lambda db: Search(db).facets(_state(State.RUNNING)), 2 * RUNNING),
     "facets of COMPLETED": (lambda db: Search(db).facets(_state(State.COMPLETED)), FACETED + 1),

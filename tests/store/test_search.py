@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import random
 import time
 from typing import Any
 from uuid import UUID, uuid4
@@ -26,13 +29,19 @@ async def a_few(db: Connection) -> dict[str, Task]:
     worker = await make_worker(db)
     return {
         "plain": await make_task(db),
-        "delayed": await make_task(db, due_in=60, tags=("red", "blue")),
+        "delayed": await make_task(db, due_in=60, tags=("red", "blue"), payload='{"to": "Ann_1@example.org"}'),
         "retrying": await make_task(db, failures=1, queue="mail"),
-        "running": await make_task(db, "RUNNING", type="email.send", worker=worker),
+        "running": await make_task(db, "RUNNING", type="email.send", worker=worker, payload=_long("ann_1")),
         "done": await make_task(db, "COMPLETED", worker=worker, idempotency_key="Order_17%"),
         "canceled": await make_task(db, "CANCELED"),
         "dead": await make_task(db, "DEAD", type="email.send", queue="mail", age=7200),
     }
+
+
+def _long(text: str) -> str:
+    """A payload that is too long to be searched, whatever the database's compression makes of it."""
+    noise = base64.b64encode(random.Random(7).randbytes(2 * search_module.PAYLOAD_SEARCHED)).decode()
+    return json.dumps([text, noise])
 
 
 async def followed(search: Search, wanted: Filter) -> list[UUID]:
@@ -80,6 +89,16 @@ async def test_every_filter(search: Search, db: Connection, monkeypatch: pytest.
         ({"q": "rder%7"}, set()),
         ({"q": "orderX17"}, set()),
         ({"q": "\\"}, set()),
+        ({"q": "ann_1@"}, set()),
+        ({"q": "ann_1", "in_payload": True}, {"delayed"}),  # and not where it stands in a long one
+        ({"q": "annX1", "in_payload": True}, set()),
+        ({"q": "boom", "in_payload": True}, {"retrying"}),
+        ({"q": "ann_1@", "in_payload": True, "veiled": ('"t_"', "\\u")}, {"delayed"}),
+        ({"q": "ann_1@", "in_payload": True, "veiled": ("\\u", '"to"')}, set()),
+        (
+            {"q": "t", "in_payload": True, "veiled": ('"to"',), "queue": "default"},
+            set(made) - {"retrying", "running", "dead"},
+        ),
         ({"type": "'; DROP TABLE dhara.tasks; --"}, set()),
     ]
     for filters, expected in cases:

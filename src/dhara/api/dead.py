@@ -106,7 +106,7 @@ def _filter(request: Request) -> Filter:
     if not query.get("all", False) and not any(name in query for name in _NARROW):
         message = "say which tasks by a filter, or say all=true"
         raise Refused("invalid_query", message, errors=(("all", message),))
-    return filter_of(query, request.principal.queues)
+    return filter_of(request, query)
 
 
 def _plan(query: Any) -> Plan | None:

@@ -119,7 +119,10 @@ TAG = Param("tag", _text(limits.TAG_LENGTH), "only tasks with this tag", _sized(
 AFTER = Param("created_after", _moment, "only tasks created later than this", _TIME)
 BEFORE = Param("created_before", _moment, "only tasks created earlier than this", _TIME)
 SEARCH = Param(
-    "q", _text(SEARCH_LENGTH), "looked for in id, type, idempotency key and last error", _sized(SEARCH_LENGTH)
+    "q",
+    _text(SEARCH_LENGTH),
+    "looked for in id, type, idempotency key, last error and, for read:payload, in payloads of up to 8 KiB",
+    _sized(SEARCH_LENGTH),
 )
 PAGE = (
     Param("limit", _integer(*limits.LIST_LIMIT), "tasks a page", _range(*limits.LIST_LIMIT, 20)),

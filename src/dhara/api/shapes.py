@@ -773,7 +773,7 @@ def operation_out(operation: Operation) -> OperationOut:
     wanted = {
         name: value for name, value in msgspec.structs.asdict(operation.filter).items() if value not in (None, ())
     }
-    values["filter"] = {name: value for name, value in wanted.items() if value is not False}
+    values["filter"] = {name: value for name, value in wanted.items() if value is not False and name != "veiled"}
     values["canary"] = None if operation.canary is None else CanaryOut(**msgspec.structs.asdict(operation.canary))
     return OperationOut(**values)
 

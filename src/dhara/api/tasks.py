@@ -32,7 +32,7 @@ from dhara.domain.lifecycle import FINAL, State
 from dhara.domain.masking import Mask
 from dhara.domain.task import Enqueued, NewTask, Task
 from dhara.errors import IdempotencyConflict, QueueFull, WrongState
-from dhara.store.search import Filter
+from dhara.store.search import Filter, reaching
 
 DEFAULT_LIMIT = 20
 DEFAULT_WAIT = 30.0
@@ -102,7 +102,7 @@ def _out(request: Request, task: Task) -> TaskOut:
 
 
 async def listing(request: Request) -> Reply:
-    return await page(request, filter_of(request.query, request.principal.queues))
+    return await page(request, filter_of(request, request.query))
 
 
 async def page(request: Request, wanted: Filter) -> Reply:
@@ -193,7 +193,7 @@ async def wait(request: Request) -> Reply:
 
 
 async def dead_letters(request: Request) -> Reply:
-    return await page(request, filter_of({**request.query, "status": [State.DEAD]}, request.principal.queues))
+    return await page(request, filter_of(request, {**request.query, "status": [State.DEAD]}))
 
 
 def id_of(request: Request) -> UUID:
@@ -216,9 +216,11 @@ async def _seen_id(request: Request) -> UUID:
     return (await _task(request)).id if request.principal.queues else id_of(request)
 
 
-def filter_of(query: Any, queues: tuple[str, ...] = ()) -> Filter:
-    """The filter that a query's parameters say, within the queues of a principal."""
+def filter_of(request: Request, query: Any) -> Filter:
+    """The filter that a query's parameters say, within the queues and the payloads that the principal may see."""
+    principal = request.principal
     fields = {name: query[name] for name in Filter.__struct_fields__ if name in query}
     fields["status"] = tuple(sorted(set(query.get("status", ()))))
     fields["ids"] = tuple(query.get("id", ()))
-    return Filter(**fields | {"queues": queues})
+    wanted = Filter(**fields | {"queues": principal.queues})
+    return reaching(wanted, request.parts.mask) if principal.may(PAYLOAD) else wanted

@@ -28,7 +28,7 @@ def _filters(command: F) -> F:
     """The options that say which tasks."""
     options = (
         click.option("--id", "ids", type=click.UUID, multiple=True, help="Only this task; repeatable."),
-        click.option("--q", help="Text to look for in id, type, key and error."),
+        click.option("-q", "--q", help="Text to look for in id, type, key, error and payloads of up to 8 KiB."),
         click.option("--created-before", type=Moment(), help="Enqueued before this time."),
         click.option("--created-after", type=Moment(), help="Enqueued after this time."),
         click.option("--tag", help="With this tag."),
@@ -207,7 +207,7 @@ def _filter(kind: str, given: dict[str, Any]) -> Filter:
     from dhara.maintenance.bulk import base
     from dhara.store.search import Filter
 
-    return base(kind, Filter(**given))
+    return base(kind, Filter(**given, in_payload=given.get("q") is not None))
 
 
 def _bulk(console: Console, kind: str, given: dict[str, Any], canary: Plan | None = None) -> int:

@@ -163,7 +163,7 @@ def tasks() -> None:
 @click.option("--tag", help="With this tag.")
 @click.option("--created-after", type=Moment(), help="Enqueued after this time.")
 @click.option("--created-before", type=Moment(), help="Enqueued before this time.")
-@click.option("--q", help="Text to look for in id, type, key and error.")
+@click.option("-q", "--q", help="Text to look for in id, type, key, error and payloads of up to 8 KiB.")
 @click.option("--limit", type=click.IntRange(1, 500), default=20, show_default=True, help="Most tasks.")
 @click.option("--offset", type=click.IntRange(0), default=0, help="Skip so many.")
 @click.option("--after", type=click.UUID, help="Go on after this id, the last of the page before.")

@@ -246,7 +246,8 @@ class AsyncClient:
         offset: int = 0,
         after: UUID | None = None,
     ) -> Page:
-        """A page of tasks, newest first; `after` continues by the last page's `next`. `due`: ready or delayed."""
+        """A page of tasks, newest first; `after` continues by the last page's `next`. `due`: ready or delayed;
+        `q` is looked for in id, type, key, error and payloads of up to 8 KiB."""
         states = [status] if isinstance(status, str) else status
         wanted = Filter(
             status=tuple(State(state) for state in states),
@@ -259,6 +260,7 @@ class AsyncClient:
             created_after=created_after,
             created_before=created_before,
             q=q,
+            in_payload=q is not None,
         )
         low, high = limits.LIST_LIMIT
         if due not in (None, "ready", "delayed"):

@@ -375,8 +375,8 @@ def _move(error: IdempotencyConflict | InvalidBatch, start: int, chunk: Sequence
 def _query(wanted: Filter) -> Iterator[tuple[str, str]]:
     for name in Filter.__struct_fields__:
         value = getattr(wanted, name)
-        if name in ("queues", "ids"):
-            # The key's own, and a bulk operation's: nobody lists by them.
+        if name in ("queues", "ids", "in_payload", "veiled"):
+            # The key's own, and a bulk operation's: nobody lists by them. How far `q` reaches is the server's to say.
             continue
         if name == "status":
             yield from (("status", state.value) for state in value)

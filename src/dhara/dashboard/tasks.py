@@ -11,9 +11,10 @@ from starlette.responses import Response
 
 from dhara.dashboard.visit import Visit
 from dhara.domain import limits
+from dhara.domain.access import PAYLOAD
 from dhara.domain.lifecycle import State
 from dhara.domain.validate import text_problem
-from dhara.store.search import Facets, Filter
+from dhara.store.search import PAYLOAD_SEARCHED, WALK_TEXT, Facets, Filter, reaching
 
 PAGE = 50
 SEARCH_LENGTH = 200
@@ -54,6 +55,8 @@ async def listing(visit: Visit, path: str, states: tuple[State, ...] = (), **fur
         problems=problems,
         query=query_of(asked.filter),
         asked=asked.filter,
+        searched=_searched(visit),
+        looked_at=WALK_TEXT,
         states=list(State),
         first=after is None,
         list_path=path,
@@ -64,8 +67,20 @@ async def listing(visit: Visit, path: str, states: tuple[State, ...] = (), **fur
 
 
 def limited(visit: Visit, asked: Filter) -> Filter:
-    """`asked`, within the queues that the visitor may see."""
-    return msgspec.structs.replace(asked, queues=visit.queues)
+    """`asked`, within the queues and the payloads that the visitor may see."""
+    within = msgspec.structs.replace(asked, queues=visit.queues)
+    return reaching(within, visit.desk.mask) if visit.may(PAYLOAD) else within
+
+
+def _searched(visit: Visit) -> tuple[str, str | None]:
+    """Where a text is looked for, in a few words; and what is left out of it."""
+    if not visit.may(PAYLOAD):
+        return "id, type, key, error", "Payloads are searched for keys with read:payload only."
+    veiled = visit.desk.mask.veiled
+    if veiled is None:
+        return "id, type, key, error", "Payloads are not searched, for every field may be masked."
+    left = f"Payloads of up to {PAYLOAD_SEARCHED // 1024} KiB are searched"
+    return "id, type, key, error, payload", f"{left}{', but for those with masked fields' if veiled else ''}."
 
 
 def _shown_types(page: Any) -> set[str]:

@@ -16,6 +16,8 @@ _LIST = msgspec.json.Decoder(list[Raw])
 _ENCODER = msgspec.json.Encoder()
 
 Path = tuple[str, ...]
+# How JSON may write a character of a key otherwise than as it is.
+_ESCAPES = ("\\u", "\\/")
 
 
 class Mask:
@@ -27,6 +29,15 @@ class Mask:
     def __bool__(self) -> bool:
         return bool(self._paths)
 
+    @property
+    def veiled(self) -> tuple[str, ...] | None:
+        """Texts of which every JSON text with a masked field contains one: whoever searches only texts without them learns
+        nothing of masked values. None: any text may have one."""
+        keys = [next((part for part in reversed(path) if not _is_any(part)), None) for path in self._paths]
+        if any(key is None for key in keys):
+            return None
+        return (*sorted({f'"{key}"' for key in keys}), *_ESCAPES) if keys else ()
+
     def apply(self, text: str | None) -> str | None:
         """`text` with `"***"` at every masked path; the same text if there is none."""
         if not self._paths or text is None:
@@ -34,6 +45,11 @@ class Mask:
         raw = Raw(text.encode())
         masked = _masked(raw, self._paths)
         return text if masked is raw else bytes(masked).decode()
+
+
+def _is_any(part: str) -> bool:
+    """Whether a part of a path fits what no text shows: any key, or an index. A key that JSON must escape counts as such."""
+    return part == "*" or part.isdecimal() or not part.isprintable() or not {'"', "\\"}.isdisjoint(part)
 
 
 def _masked(value: Raw, paths: Sequence[Path]) -> Raw:

@@ -8,7 +8,8 @@ Only fixed fragments are composed; every value is a parameter. What a page costs
     skip      where no match can be PENDING, a backlog that was never claimed is stepped over: it has no history
     jump      with `created_before` the walk begins, and with `created_after` it ends, by the times that ids bear
 
-No index serves type, queue or tags of final tasks: each would have to be kept with every claim and settlement.
+No index serves type, queue or tags of final tasks: each would have to be kept with every claim and settlement. Nor does
+one serve texts: `q` is looked for in what a walk passes, in payloads only where they are small.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from msgspec.structs import replace
 
 from dhara.domain.ids import least_id
 from dhara.domain.lifecycle import State
+from dhara.domain.masking import Mask
 from dhara.domain.task import Task
 from dhara.store.pool import Executor
 from dhara.store.sql import load, qualify
@@ -36,6 +38,8 @@ FEW = 10_000
 WALK = 25_000
 # Looking for a text costs several times as much a task.
 WALK_TEXT = 10_000
+# Bytes of a payload, as it is stored, up to which a text is looked for in it.
+PAYLOAD_SEARCHED = 8_192
 # How many tasks are looked at for the figures of facets.
 FACETED = 5_000
 # Seconds that a page whose walk was in vain goes on looking.
@@ -49,9 +53,10 @@ _ID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
 
 
 class Filter(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Which tasks; all given conditions hold together. `q` is looked for in id, type, key and error; `ids` are the only
-    ones looked at; `uncanceled`: only those whose cancellation was not asked for; `queues` are patterns with `*`, of which
-    one must fit (none: every queue)."""
+    """Which tasks; all given conditions hold together. `q` is looked for in id, type, key and error, and with `in_payload` in
+    the text of small payloads too, but for those with one of the texts `veiled` in it; `ids` are the only ones looked at;
+    `uncanceled`: only those whose cancellation was not asked for; `queues` are patterns with `*`, of which one must fit (none:
+    every queue)."""
 
     status: tuple[State, ...] = ()
     type: str | None = None
@@ -63,6 +68,8 @@ class Filter(Struct, frozen=True, kw_only=True, omit_defaults=True):
     created_after: datetime | None = None
     created_before: datetime | None = None
     q: str | None = None
+    in_payload: bool = False
+    veiled: tuple[str, ...] = ()
     fingerprint: str | None = None
     ids: tuple[UUID, ...] = ()
     uncanceled: bool = False
@@ -87,6 +94,14 @@ class Facets(Struct, frozen=True):
     types: dict[str, int]
     queues: dict[str, int]
     newest: int | None
+
+
+def reaching(wanted: Filter, mask: Mask) -> Filter:
+    """`wanted`, its `q` looked for in payloads too, as far as `mask` lets: for those who may read payloads."""
+    veiled = mask.veiled
+    if wanted.q is None or veiled is None:
+        return wanted
+    return replace(wanted, in_payload=True, veiled=veiled)
 
 
 class _Where:
@@ -146,15 +161,21 @@ def _where(f: Filter, where: _Where | None = None) -> _Where:
     if f.uncanceled:
         where.add("cancel_requested_at IS NULL")
     if f.q is not None:
-        pattern = "%" + f.q.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
-        where.add(
-            "(id::text = lower({}) OR type ILIKE {} OR idempotency_key ILIKE {} OR last_error ILIKE {})",
-            f.q,
-            pattern,
-            pattern,
-            pattern,
-        )
+        pattern = _within(f.q)
+        text = "id::text = lower({}) OR type ILIKE {} OR idempotency_key ILIKE {} OR last_error ILIKE {}"
+        values: list[Any] = [f.q, pattern, pattern, pattern]
+        if f.in_payload:
+            # Its stored size is known without reading it; and letters' case by the C locale costs a fraction of a language's.
+            text += ' OR CASE WHEN pg_column_size(payload) <= {} THEN payload::text COLLATE "C" ILIKE {}'
+            text += " AND payload::text NOT LIKE ALL ({}::text[]) END"
+            values += [PAYLOAD_SEARCHED, pattern, [_within(one) for one in f.veiled]]
+        where.add(f"({text})", *values)
     return where
+
+
+def _within(text: str) -> str:
+    """The pattern that LIKE has for whatever contains `text`."""
+    return "%" + text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
 
 
 class Search:
