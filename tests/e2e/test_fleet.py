@@ -42,7 +42,10 @@ async def test_eight_workers_and_twenty_thousand_tasks(alone: None, fleet: Fleet
     started = await facts.one("SELECT count(*) FROM dhara.tasks WHERE attempts > 0")
     back = ("RETRIED", "SNOOZED", "RELEASED", "REAPED")
     explained = await facts.one("SELECT count(*) FROM dhara.task_logs WHERE event = ANY ($1)", list(back))
-    assert starts == started + explained
+    # What went back and was canceled before its next claim has been explained in vain.
+    canceled = "SELECT count(*) FROM dhara.task_logs JOIN dhara.tasks ON tasks.id = task_id"
+    vain = await facts.one(f"{canceled} WHERE event = 'CANCELED' AND from_state = 'PENDING' AND attempts > 0")
+    assert starts == started + explained - vain
     states = await facts.states()
     assert sum(states.values()) == len(ids)
     dead = await facts.rows("SELECT type, reason, count(*) FROM dhara.tasks WHERE status = 'DEAD' GROUP BY 1, 2")
