@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import sys
 import time
@@ -130,7 +131,7 @@ def test_top_on_a_terminal(dhara: Dhara, dsn: str) -> None:
     task_in(dsn, State.PENDING, queue="busy")
     child, terminal = pty.fork()  # the child does nothing but exec
     if child == 0:
-        os.environ.update(dhara.environ, TERM="xterm", COLUMNS="120", LINES="40")
+        os.environ.update(dhara.environ, TERM="xterm", COLUMNS="48", LINES="40")
         os.chdir(dhara.folder)
         os.execv(sys.executable, [sys.executable, "-m", "dhara", "top", "--interval", "0.2s"])
     seen = ""
@@ -153,6 +154,9 @@ def test_top_on_a_terminal(dhara: Dhara, dsn: str) -> None:
         os.write(terminal, b"s")
         screen = until("now by name")
         assert screen.index("busy") < screen.index("calm")
+        assert "pending 3" in screen
+        widths = [len(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line)) for line in screen.split("\x1b[H")[1].splitlines()]
+        assert max(widths) == 48, "what is wider would wrap; the table of queues is"
         until("now by name")  # it is drawn again by itself
         os.write(terminal, b"q")
         until("\x1b[?1049l")

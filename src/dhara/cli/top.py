@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import shutil
 import sys
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _BARS = " ▁▂▃▄▅▆▇█"
 # The other screen, no cursor; and back.
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
+_COLOUR = re.compile("(\x1b\\[[0-9;]*m)")
 _HOME, _REST_OF_LINE, _REST = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
@@ -88,15 +90,17 @@ async def look(pool: Pool) -> View:
 
 
 def draw(view: View, size: os.terminal_size, sort: str, *, fancy: bool) -> list[str]:
-    """The screen, at most `size.lines` lines of at most `size.columns` characters."""
+    """The screen, at most `size.lines` lines; where it is `fancy`, of at most `size.columns` characters each."""
     from dhara.cli.tables import ago, span, table
 
     width = size.columns
     fleet = view.fleet
+    # A narrow screen has no room for ornaments before the figures.
+    wide = width >= 100 or not fancy
     head = (
-        f"dhara top  {view.at}   workers {fleet.workers}   slots {_bar(fleet.running, fleet.slots)}"
-        f" {fleet.running}/{fleet.slots}   pending {sum(q.depth for q in view.queues):,}"
-        f"   dead {sum(q.dead for q in view.queues):,}"
+        f"dhara top  {f'{view.at}   ' if wide else ''}workers {fleet.workers}   "
+        f"slots {f'{_bar(fleet.running, fleet.slots)} ' if wide else ''}{fleet.running}/{fleet.slots}   "
+        f"pending {sum(q.depth for q in view.queues):,}   dead {sum(q.dead for q in view.queues):,}"
     )
     lines = [_styled(head, fancy, bold=True), _sparks(view.samples, width), ""]
     queues = sorted(view.queues, key=_order(view, sort))
@@ -129,7 +133,19 @@ def draw(view: View, size: os.terminal_size, sort: str, *, fancy: bool) -> list[
     running = [(str(t.id), t.type, t.queue, t.attempt, ago(t.started_at)) for t in view.running]
     if running:
         lines += table(("RUNNING TASK", "TYPE", "QUEUE", "ATTEMPT", "STARTED"), running, fancy=fancy).splitlines()
-    return lines[: size.lines - 1]
+    lines = lines[: size.lines - 1]
+    return [_cut(line, width) for line in lines] if fancy else lines
+
+
+def _cut(line: str, width: int) -> str:
+    """At most `width` characters of `line`, colours not counted: what is longer would wrap, and shift the lines below."""
+    cut, left = "", width
+    for part in _COLOUR.split(line):
+        if _COLOUR.fullmatch(part):
+            cut += part
+        else:
+            cut, left = cut + part[:left], left - min(left, len(part))
+    return cut
 
 
 def _order(view: View, sort: str) -> Callable[[Queue], Any]:
