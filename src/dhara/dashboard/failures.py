@@ -7,7 +7,7 @@ from starlette.responses import Response
 from dhara.dashboard import task, tasks
 from dhara.dashboard.visit import Refusal, Visit, link, missing
 from dhara.domain.lifecycle import State
-from dhara.store.failures import LOOKED_AT
+from dhara.store.failures import COUNT_CAP
 
 MOST_FINGERPRINT = 255
 
@@ -52,9 +52,10 @@ async def _own(visit: Visit) -> str:
     text = visit.field("fingerprint")
     if not 1 <= len(text) <= MOST_FINGERPRINT or not text.isprintable():
         raise missing("group")
-    group = await visit.desk.failures.group(text, cap=LOOKED_AT, queues=visit.queues)
+    group = await visit.desk.failures.group(text, queues=visit.queues)
     if group is None:
         raise missing("group")
     if group.elsewhere:
-        raise Refusal(403, "Not for this key", "The group also holds tasks of queues that your key may not see.")
+        detail = f"The group also holds tasks of queues that your key may not see, or more than {COUNT_CAP:,}."
+        raise Refusal(403, "Not for this key", detail)
     return text
