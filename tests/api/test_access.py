@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
@@ -27,6 +28,7 @@ from dhara.domain.access import ADMIN, ENQUEUE, METRICS, OPERATE, PAYLOAD, READ,
 from dhara.domain.lifecycle import State
 from dhara.errors import NotFound
 from dhara.settings import Settings
+from dhara.store.failures import Failures as Groups
 from dhara.store.keys import Keys, MadeKey
 from dhara.store.pool import Pool
 from dhara.store.queues import Load, Queues
@@ -273,6 +275,59 @@ async def test_schedules_and_groups_of_a_key_for_some_queues(make: Make, shared_
         problem(await key.post(mute.format("vault:1")), 404, "not_found")
         for name in ("own", "vault"):
             assert (await whole.delete(f"/api/v1/schedules/{name}")).status_code == 200
+
+
+async def test_groups_within_some_queues_tell_nothing_of_others_and_are_not_hidden_by_them(shared_pool: Pool) -> None:
+    groups, within = Groups(shared_pool), ("lone.*",)
+    for n in range(3):
+        await make_task(shared_pool, State.DEAD, queue="vault", fingerprint=f"0:{n}")
+    for age, queue, print_ in ((9, "vault", "lone:1"), (5, "lone.a", "lone:1"), (5, "lone.a", "lone:1")):
+        await make_task(shared_pool, State.DEAD, queue=queue, fingerprint=print_, age=age)
+    for age, queue in ((9, "lone.a"), (5, "vault"), (5, "vault")):
+        await make_task(shared_pool, State.DEAD, queue=queue, fingerprint="lone:2", age=age)
+    await make_task(shared_pool, State.DEAD, queue="lone.a", fingerprint="lone:3", age=1)
+
+    # Groups of others come first and are more than may be shown.
+    assert [group.fingerprint for group in await groups.groups(1, queues=within)] == ["lone:3"]
+    shown = {group.fingerprint: group for group in await groups.groups(queues=within)}
+    assert {print_: (one.count, one.elsewhere, sum(one.trend)) for print_, one in shown.items()} == {
+        "lone:1": (2, True, 2),
+        "lone:2": (1, True, 1),
+        "lone:3": (1, False, 1),
+    }
+    # A look that is cut short before a foreign task does not take the group for one's own.
+    cut = await groups.group("lone:1", cap=2, queues=within)
+    assert cut is not None and (cut.count, cut.count_is_estimate, cut.elsewhere) == (2, True, True)
+    mostly = await groups.group("lone:2", cap=3, queues=within)
+    assert mostly is not None and (mostly.count, mostly.count_is_estimate, mostly.elsewhere) == (1, False, True)
+
+
+async def test_foreign_operations_do_not_crowd_out_those_of_a_key(make: Make) -> None:
+    async with await make(OPERATE) as whole, await make(OPERATE, queues=["crowd", "b_*"]) as key:
+        own = (await key.post("/api/v1/tasks/cancel?all=true")).json()["operation"]["id"]
+        for _ in range(2):
+            await whole.post("/api/v1/tasks/cancel?queue=crowd")
+        assert [one["id"] for one in (await key.get("/api/v1/operations?limit=1")).json()["operations"]] == [own]
+        assert len((await whole.get("/api/v1/operations?limit=2")).json()["operations"]) == 2
+
+
+async def test_fires_of_a_foreign_schedule_of_the_same_name_name_no_tasks(make: Make, shared_pool: Pool) -> None:
+    """Fires outlive their schedule; and a schedule may have come from another queue."""
+    plan = {"name": "twice", "type": "t", "queue": "vault", "every": 60}
+    async with await make(ADMIN) as whole, await make(ADMIN, queues=["own.*"]) as key:
+        assert (await whole.post("/api/v1/schedules", json=plan)).status_code == 201
+        task = (await whole.post("/api/v1/schedules/twice/run")).json()["task_id"]
+        await whole.delete("/api/v1/schedules/twice")
+        assert (await key.post("/api/v1/schedules", json=plan | {"queue": "own.a"})).status_code == 201
+        own = (await key.post("/api/v1/schedules/twice/run")).json()["task_id"]
+        shown = [(await one.get("/api/v1/schedules/twice")).json()["fires"] for one in (key, whole)]
+        assert [[fire.get("task_id") for fire in fires] for fires in shown] == [[own, None], [own, task]]
+        assert [("status" in fire) for fire in shown[0]] == [True, False]
+        await shared_pool.execute("UPDATE dhara.schedules SET last_task = $1 WHERE name = 'twice'", UUID(task))
+        for path in ("", "/twice"):
+            assert [task in (await one.get(f"/api/v1/schedules{path}")).text for one in (key, whole)] == [False, True]
+        assert task not in (await key.patch("/api/v1/schedules/twice", json={"every": 90})).text
+        await whole.delete("/api/v1/schedules/twice")
 
 
 async def test_a_key_for_some_queues_sees_no_others(make: Make) -> None:

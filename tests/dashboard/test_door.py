@@ -139,6 +139,11 @@ async def test_a_key_for_some_queues_mends_in_them_only(pool: Pool, keys: FewKey
         assert "Retry 2 tasks?" in (await send(client, "/bulk", "/failures", **form)).text
         begun = await send(client, "/operations", "/failures", **form)
         assert "<b>2</b> of 2 done" in begun.text and all(f"/tasks/{task.id}" in begun.text for task in own)
+        await pool.execute("UPDATE dhara.tasks SET queue = 'pay' WHERE id = $1", own[1].id)
+        again = (await client.get(begun.url.path)).text
+        assert [f"/tasks/{task.id}" in again for task in own] == [True, False], (
+            "it has gone where the key does not look"
+        )
         chosen = {"kind": "purge", "which": "selected", "id": str(secret.id)}
         assert "Nothing to purge" in (await send(client, "/bulk", "/dead-letters", **chosen)).text
         await send(client, "/operations", "/dead-letters", **chosen)
@@ -147,6 +152,10 @@ async def test_a_key_for_some_queues_mends_in_them_only(pool: Pool, keys: FewKey
         assert (await send(client, f"/operations/{foreign.id}/stop", "/failures")).status_code == 404
         plans = (await client.get("/schedules")).text
         assert "ours" in plans and "theirs" not in plans
+        await pool.execute("UPDATE dhara.schedules SET last_at = now(), last_task = $1 WHERE name = 'ours'", secret.id)
+        await Schedules(pool).note("ours", None, "by_hand", secret.id)
+        for path in ("/schedules", "/schedules/ours"):
+            assert str(secret.id) not in (await client.get(path)).text, path
         assert (await send(client, "/schedules/ours/pause", "/schedules")).status_code == 200
         for verb in ("pause", "run", "delete"):
             assert (await send(client, f"/schedules/theirs/{verb}", "/schedules")).status_code == 404

@@ -22,7 +22,7 @@ UPCOMING = 5
 
 
 async def listing(request: Request) -> Reply:
-    found = await request.parts.schedules.all()
+    found = await request.parts.schedules.all(queues=request.principal.queues)
     seen = [one for one in found if request.principal.sees(one.queue)]
     return json_reply(ScheduleList([schedule_out(one, **_seen_by(request)) for one in seen]))
 
@@ -50,9 +50,9 @@ async def update(request: Request) -> Reply:
     if "name" in fields:
         raise InvalidTask([("name", "cannot be changed; make another schedule")])
     spec = spec_of(merged(standing, fields), standing.payload if payload is None else payload)
-    updated = await request.parts.schedules.update(_into_own(request, spec), request.actor)
+    await request.parts.schedules.update(_into_own(request, spec), request.actor)
     request.parts.hint()
-    return await _whole(request, updated)
+    return await get(request)
 
 
 async def delete(request: Request) -> Reply:
@@ -90,7 +90,7 @@ def merged(standing: Schedule, fields: dict[str, Any]) -> dict[str, Any]:
 async def _whole(request: Request, schedule: Schedule) -> Reply:
     store = request.parts.schedules
     upcoming = schedule.timing(schedule.anchor).upcoming(await store.now(), UPCOMING)
-    fires = await store.fires(schedule.name)
+    fires = await store.fires(schedule.name, queues=request.principal.queues)
     return json_reply(schedule_out(schedule, upcoming, fires, **_seen_by(request)))
 
 
@@ -104,7 +104,7 @@ async def _standing(request: Request) -> Schedule:
     name = request.path["name"]
     if not limits.NAME.fullmatch(name):
         raise not_found()
-    found = await request.parts.schedules.get(name)
+    found = await request.parts.schedules.get(name, request.principal.queues)
     if not request.principal.sees(found.queue):
         raise not_found()
     return found

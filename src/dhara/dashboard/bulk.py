@@ -63,13 +63,16 @@ async def show(visit: Visit) -> Response:
     operation = await _seen(visit)
     snapshot = await visit.desk.pulse.snapshot()
     changed = [] if operation.kind == "purge" else await visit.desk.operations.tasks(operation, MOST_TOLD)
+    # Since then some may have gone to queues that the visitor does not see.
+    seen = [task for task in changed if visit.sees(task.queue)]
     return visit.page(
         "operation.html",
         now=snapshot.now(),
         operation=operation,
         told=len(changed),
-        fates=Counter(task.status.value for task in changed),
-        changed=sorted(changed, key=lambda task: _WORST.index(task.status))[:MOST_LISTED],
+        fates=Counter(task.status.value for task in seen),
+        listed=len(seen),
+        changed=sorted(seen, key=lambda task: _WORST.index(task.status))[:MOST_LISTED],
         said=SAID.get(operation.kind, operation.kind),
         query={name: value for name, value in query_of(operation.filter).items() if value},
     )

@@ -19,7 +19,8 @@ COMING, FIRES = 5, 15
 
 async def show(visit: Visit) -> Response:
     snapshot = await visit.desk.pulse.snapshot()
-    found = [schedule for schedule in await visit.desk.schedules.all(MOST) if visit.sees(schedule.queue)]
+    every = await visit.desk.schedules.all(MOST, visit.queues)
+    found = [schedule for schedule in every if visit.sees(schedule.queue)]
     last = [schedule.last_task for schedule in found if schedule.last_task is not None]
     return visit.page(
         "schedules.html",
@@ -40,7 +41,7 @@ async def one(visit: Visit) -> Response:
         now=now,
         schedule=schedule,
         payload=visit.desk.mask.apply(schedule.payload),
-        fires=await visit.desk.schedules.fires(schedule.name, FIRES),
+        fires=await visit.desk.schedules.fires(schedule.name, FIRES, visit.queues),
         coming=[] if schedule.paused_at else schedule.timing(schedule.anchor).upcoming(now, COMING),
     )
 

@@ -85,9 +85,10 @@ class Operations:
             raise NotFound(f"there is no operation {id}")
         return _operation(row)
 
-    async def recent(self, most: int = 50) -> list[Operation]:
-        """Newest first."""
-        return [_operation(row) for row in await self.db.fetch(self._sql("list"), most)]
+    async def recent(self, most: int = 50, queues: Sequence[str] = ()) -> list[Operation]:
+        """Newest first. `queues`: only those that are limited to these patterns of queues."""
+        rows = await self.db.fetch(self._sql("list"), most, _json(queues) if queues else None)
+        return [_operation(row) for row in rows]
 
     async def tasks(self, operation: Operation, most: int = 200) -> list[Task]:
         """Some of the tasks that it has changed, as they are now; of one that goes on for hours, those of the first."""

@@ -8,11 +8,12 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from dhara.domain.schedule import Spec
 from dhara.errors import NotFound
 from dhara.store.pool import Executor
+from dhara.store.search import like
 from dhara.store.sql import load
 
 
@@ -116,16 +117,21 @@ class Schedules:
             if standing.spec != spec or standing.source != "code":
                 await self.update(spec, "code", "code")
 
-    async def get(self, name: str) -> Schedule:
-        """One schedule. Raises `NotFound`."""
-        rows = await self.db.fetch(self._sql("list"), name, 1)
-        if not rows:
+    async def get(self, name: str, queues: Sequence[str] = ()) -> Schedule:
+        """One schedule; without its `last_task` if that is in no queue that one of the patterns `queues` fits (none: all).
+        Raises `NotFound`."""
+        found = await self._list(name, 1, queues)
+        if not found:
             raise NotFound(f"there is no schedule {name!r}")
-        return _schedule(rows[0])
+        return found[0]
 
-    async def all(self, most: int = 1_000) -> list[Schedule]:
-        """Schedules by name."""
-        return [_schedule(row) for row in await self.db.fetch(self._sql("list"), None, most)]
+    async def all(self, most: int = 1_000, queues: Sequence[str] = ()) -> list[Schedule]:
+        """Schedules by name, each as `get` gives it."""
+        return await self._list(None, most, queues)
+
+    async def _list(self, name: str | None, most: int, queues: Sequence[str]) -> list[Schedule]:
+        rows = await self.db.fetch(self._sql("list"), name, most, _patterns(queues))
+        return [structs.replace(_schedule(row), last_task=row["seen_task"]) for row in rows]
 
     async def pause(self, name: str, by: str) -> None:
         """Let it fire no more. Raises `NotFound`."""
@@ -166,13 +172,18 @@ class Schedules:
         """It has been fired; `following` is its next fire time."""
         await self.db.execute(self._sql("advance"), name, last, task, following)
 
-    async def fires(self, name: str, most: int = 20) -> list[Fire]:
-        """What is on record, newest first."""
-        return [Fire(**row) for row in await self.db.fetch(self._sql("fires"), name, most)]
+    async def fires(self, name: str, most: int = 20, queues: Sequence[str] = ()) -> list[Fire]:
+        """What is on record, newest first; of a schedule of that name before, too. Tasks only in queues that one of the
+        patterns `queues` fits (none: all)."""
+        return [Fire(**row) for row in await self.db.fetch(self._sql("fires"), name, most, _patterns(queues))]
 
     async def prune(self, keep: float, most: int = 5_000) -> None:
         """Forget fires older than `keep` seconds."""
         await self.db.execute(self._sql("prune"), keep, most)
+
+
+def _patterns(queues: Sequence[str]) -> list[str] | None:
+    return [like(pattern) for pattern in queues] or None
 
 
 def _schedule(row: asyncpg.Record) -> Schedule:
