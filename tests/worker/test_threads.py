@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 
 import pytest
 
 from dhara.worker.threads import Threads
+from tests.waiting import eventually
 
 
 async def test_every_answer_arrives_and_no_more_threads_than_allowed() -> None:
@@ -35,7 +37,13 @@ async def test_one_after_the_other_needs_one_thread() -> None:
 
 async def test_what_is_stopped_or_cancelled_before_its_turn_does_not_begin() -> None:
     threads, gate, began = Threads(1, "late"), threading.Event(), list[str]()
-    first = threads.run(lambda: gate.wait(30))
+
+    def held() -> bool:
+        began.append("first")
+        return gate.wait(30)
+
+    first = threads.run(held)
+    await eventually(lambda: began == ["first"])
     second = threads.run(lambda: began.append("second"))
     third = threads.run(lambda: began.append("third"))
     second.cancel()
@@ -44,4 +52,36 @@ async def test_what_is_stopped_or_cancelled_before_its_turn_does_not_begin() -> 
     assert await first
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(third, 0.05)
+    assert began == ["first"]
+
+
+async def test_where_no_thread_can_start_nothing_is_begun_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, began = Threads(2, "none"), list[str]()
+    start = threading.Thread.start
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="can't start"):
+        threads.run(lambda: began.append("ghost"))
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert await threads.run(lambda: "first") == "first"
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    gate = threading.Event()
+    held, behind = threads.run(lambda: gate.wait(30)), threads.run(lambda: "waits for the one thread there is")
+    gate.set()
+    assert (await held, await behind) == (True, "waits for the one thread there is")
     assert began == []
+    threads.stop()
+
+
+async def test_an_idle_thread_keeps_nothing_of_its_last_task_alive() -> None:
+    class Payload: ...
+
+    threads, payload = Threads(1, "clean"), Payload()
+    gone = weakref.ref(payload)
+    await threads.run(lambda held=payload: None)  # type: ignore[misc]
+    del payload
+    await eventually(lambda: gone() is None)
+    threads.stop()

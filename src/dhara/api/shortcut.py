@@ -71,7 +71,7 @@ class Passage:
     def begin(self, client: tuple[str, int] | None, body: bytes, answer: Answer) -> None:
         """Take a request in. `answer` gets its answer: at once a refusal, else what became of the task."""
         posting = Posting(self, answer)
-        telemetry_log.request_id.set(posting.id)
+        token = telemetry_log.request_id.set(posting.id)
         try:
             posting.principal = principal = self._admit(client)
             task = wire.new_task_of(body)
@@ -80,6 +80,9 @@ class Passage:
             posting.wait(task)
         except Exception as error:
             posting.refuse(error)
+        finally:
+            # This context is the listening socket's own: what is left in it, other connections would inherit.
+            telemetry_log.request_id.reset(token)
 
     def _admit(self, client: tuple[str, int] | None) -> Principal:
         """Whom the request acts for, who may enqueue. Raises `Refused`."""

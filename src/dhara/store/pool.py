@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncpg
@@ -22,6 +22,8 @@ from dhara.service import within
 from dhara.settings import Settings
 from dhara.store.sql import load
 from dhara.telemetry.redact import redact
+
+T = TypeVar("T")
 
 # What a lost, refused or restarting database looks like from here; each is worth trying again.
 TRANSIENT = (
@@ -119,14 +121,31 @@ def check_dsn(dsn: str) -> str:
     return dsn
 
 
-def harden(connection: Any) -> None:
-    """Keep-alives and a user time-out on the connection's socket: a dead peer is found within ten seconds."""
+# Seconds after which a peer that takes nothing in counts as dead. Linux means live ones, too, whose buffers are full: a COPY
+# or a large batch that waits for a lock looks so, and must be let be for as long as the server lets it wait. Where all
+# statements are small (`SMALL`) none fills a buffer. Users' own statements may wait for as long as they like.
+SMALL, _USERS = 5.0, 60.0
+
+
+def _patience(settings: DatabaseSettings) -> float:
+    return _USERS if settings.users else settings.command_timeout / 2 + 0.5
+
+
+def harden(connection: Any, patience: float) -> None:
+    """Keep-alives and a user time-out on the connection's socket: a dead peer is found after about `patience` seconds.
+
+    At worst after twice as many: a query just before what is sent stops the probes, and has `patience` of its own.
+    """
     sock = connection._transport.get_extra_info("socket")
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
-    # One that idles is found by its probes after 5 s (Linux goes by the user time-out, not by their count). The worst case is
-    # a query just before that: what is sent stops the probes, and has 5 s of its own.
-    options = (("TCP_KEEPIDLE", 3), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 5000))
+    # Linux goes by the user time-out, not by the number of probes.
+    options = (
+        ("TCP_KEEPIDLE", 3),
+        ("TCP_KEEPINTVL", 2),
+        ("TCP_KEEPCNT", 3),
+        ("TCP_USER_TIMEOUT", int(patience * 1000)),
+    )
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in options:
         if hasattr(socket, name):
@@ -173,15 +192,17 @@ def _connect_options(settings: DatabaseSettings, application: str) -> dict[str, 
     }
 
 
-async def connect(settings: DatabaseSettings, application: str = "dhara") -> asyncpg.Connection[asyncpg.Record]:
-    """One connection, hardened. Raises `Unavailable` when the database cannot be reached."""
+async def connect(
+    settings: DatabaseSettings, application: str = "dhara", patience: float | None = None
+) -> asyncpg.Connection[asyncpg.Record]:
+    """One connection, hardened; `patience`: see `SMALL`. Raises `Unavailable` when the database cannot be reached."""
     try:
         connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
             **_connect_options(settings, application)
         )
     except Exception as error:
         raise unavailable(error) from error
-    harden(connection)
+    harden(connection, patience or _patience(settings))
     return connection
 
 
@@ -199,10 +220,6 @@ def unavailable(error: BaseException) -> Unavailable | ConfigError:
 
 async def _no_reset(connection: Any) -> None:
     """Release without a reset query: nothing here leaves session state, and a round trip each would be dear."""
-
-
-async def _init(connection: Any) -> None:
-    harden(connection)
 
 
 # One for what comes one after the other, and one for the wake-up beside it.
@@ -228,10 +245,11 @@ class Lease:
 
 
 class Pool:
-    """A pool of hardened connections; an `Executor` itself. Starts nothing until `open`."""
+    """A pool of hardened connections; an `Executor` itself. Starts nothing until `open`. `patience`: see `SMALL`."""
 
-    def __init__(self, settings: DatabaseSettings, application: str = "dhara") -> None:
+    def __init__(self, settings: DatabaseSettings, application: str = "dhara", patience: float | None = None) -> None:
         self.settings = settings
+        self._patience = patience or _patience(settings)
         self._application = application
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         # Out of asyncpg's pool, and free: whose ways of giving and taking cost as much as a small statement.
@@ -247,7 +265,7 @@ class Pool:
             min_size=self.settings.pool_min,
             max_size=self.settings.pool_max,
             max_inactive_connection_lifetime=300,
-            init=_init,
+            init=self._init,
             # What a handler has set must not meet the next one.
             reset=None if self.settings.users else _no_reset,
         )
@@ -256,6 +274,9 @@ class Pool:
         except Exception as error:
             raise unavailable(error) from error
         return self
+
+    async def _init(self, connection: Any) -> None:
+        harden(connection, self._patience)
 
     async def close(self) -> None:
         """Close all connections, in order if they answer within two seconds, else at once."""
@@ -348,6 +369,32 @@ def _is_alive(connection: Any) -> bool:
         return not connection.is_closed()
     except asyncpg.InterfaceError:  # It has died, and its pool has taken it back by itself.
         return False
+
+
+async def unless_cut(connection: Any, copy: Coroutine[Any, Any, T]) -> T:
+    """What a COPY answers. Raises `ConnectionError` as soon as its connection is lost.
+
+    By itself asyncpg's would not hear of that while it waits for the server to take in more, and end by its time-out.
+    """
+    cut: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def hear(_: object) -> None:
+        if not cut.done():
+            cut.set_result(None)
+
+    copying = asyncio.ensure_future(copy)
+    connection.add_termination_listener(hear)
+    try:
+        await asyncio.wait((copying, cut), return_when=asyncio.FIRST_COMPLETED)
+        if copying.done():
+            return copying.result()
+        raise ConnectionError("the connection to the database was lost during a COPY; nothing was enqueued")
+    finally:
+        with suppress(asyncpg.InterfaceError):  # A lost one has no listeners any more.
+            connection.remove_termination_listener(hear)
+        if not copying.done():
+            copying.cancel()
+            await asyncio.wait((copying,), timeout=1)
 
 
 def affected(status: str) -> int:

@@ -20,7 +20,7 @@ from dhara.domain.settle import Settlement
 from dhara.domain.task import Attempt, Claim, Enqueued, LogEntry, NewTask, Task
 from dhara.errors import IdempotencyConflict, NotFound, Unavailable, WrongState
 from dhara.store import copying
-from dhara.store.pool import Executor, Pool, spread
+from dhara.store.pool import Executor, Pool, spread, unless_cut
 from dhara.store.sql import load
 from dhara.store.wakeup import channel
 
@@ -143,13 +143,14 @@ class Tasks:
         """
         now: datetime = await self.db.fetchval(load("stats/clock", self.schema))
         connection: Any = self.db
-        await connection.copy_to_table(
+        copy = connection.copy_to_table(
             "tasks",
             schema_name=self.schema,
             columns=copying.COLUMNS,
             format="binary",
             source=_each(copying.pieces(new, now)),
         )
+        await unless_cut(connection, copy)
         counts = Counter(task.queue for task in new)
         await self.db.execute(self._sql("count_enqueued"), list(counts.values()), list(counts))
 

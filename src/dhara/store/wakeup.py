@@ -22,7 +22,7 @@ from typing import Any
 from uuid import UUID
 
 from dhara.service import Service, within
-from dhara.store.pool import DatabaseSettings, Executor, connect
+from dhara.store.pool import SMALL, DatabaseSettings, Executor, connect
 from dhara.store.sql import load
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ class Listener(Service):
             await asyncio.sleep(pause * self._rng.uniform(0.5, 1.5))
 
     async def _listen(self) -> None:
-        connection: Any = await connect(self._settings, "dhara listener")
+        connection: Any = await connect(self._settings, "dhara listener", SMALL)
         try:
             connection.add_termination_listener(lambda _: self._changed.set())
             schema = self._settings.schema

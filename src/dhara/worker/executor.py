@@ -126,7 +126,10 @@ class Executor:
         good, value = await self._threads.run(partial(_contained, run, call))
         if good:
             return value
-        raise value
+        try:
+            raise value
+        finally:
+            del value  # its traceback holds this frame
 
     def _inline(self, handler: Handler[..., Any], arguments: dict[str, Any], slot: Slot) -> Any:
         with self._inner(slot):

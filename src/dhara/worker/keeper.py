@@ -29,7 +29,7 @@ from msgspec import Struct
 from dhara.maintenance import Maintenance
 from dhara.maintenance.settings import MaintenanceSettings
 from dhara.service import Every, within
-from dhara.store.pool import DatabaseSettings, Pool
+from dhara.store.pool import SMALL, DatabaseSettings, Pool
 from dhara.store.tasks import Reaped, Tasks
 from dhara.store.workers import Workers
 from dhara.telemetry import log as logs
@@ -84,7 +84,7 @@ class Keeper:
         self.boards = attach(config.fd, config.processes, config.slots)
         # Nothing must keep the beat waiting: connections of its own, one each for beats, rounds and chores.
         database = msgspec.structs.replace(config.database, pool_min=1, pool_max=3)
-        self._pool = Pool(database, "dhara keeper")
+        self._pool = Pool(database, "dhara keeper", SMALL)
         self._tasks = Tasks(self._pool, database.schema)
         self._workers = Workers(self._pool, database.schema)
         self._last_moment = boards.last_moment(config.maintenance.stale_after)

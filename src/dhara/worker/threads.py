@@ -10,7 +10,8 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias
 
 _Work: TypeAlias = "tuple[asyncio.Future[Any], Callable[[], Any]]"
@@ -33,18 +34,29 @@ class Threads:
         """Call it in a thread; what it answers, later. `call` must not raise."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
+        if self._started < min(self._most, self._under_way + 1):
+            self._start_another()
         future: asyncio.Future[Any] = self._loop.create_future()
         self._under_way += 1
         self._work.put((future, call))
-        if self._started < min(self._most, self._under_way):
-            self._started += 1
-            threading.Thread(target=self._serve, name=f"{self._name}_{self._started}", daemon=True).start()
         return future
+
+    def _start_another(self) -> None:
+        """Raises `RuntimeError` where the system allows no thread, and there is none to do the work."""
+        name = f"{self._name}_{self._started + 1}"
+        try:
+            threading.Thread(target=self._serve, name=name, daemon=True).start()
+        except RuntimeError:
+            if not self._started:
+                raise
+        else:
+            self._started += 1
 
     def stop(self) -> None:
         """Begin nothing more; what runs is left behind."""
-        while not self._work.empty():
-            self._work.get()
+        with suppress(Empty):  # the threads take, too
+            while True:
+                self._work.get_nowait()
         for _ in range(self._started):
             self._work.put(None)
 
@@ -52,6 +64,7 @@ class Threads:
         while (work := self._work.get()) is not None:
             future, call = work
             self._done.append((future, None if future.cancelled() else call()))
+            del work, future, call  # else an idle thread would keep its last task's arguments
             if not self._told:
                 self._told = True
                 try:
