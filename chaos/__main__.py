@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import logging
+import shutil
 import sys
 from pathlib import Path
 
@@ -82,8 +83,10 @@ def _run(given: argparse.Namespace) -> int:
     if not proxied and {"F37", "F39"} & set(rows) and not packets():
         print("no iptables here: F37 and F39 go through the proxy", file=sys.stderr)
         proxied = True
-    if {"F46", "F47"} & set(rows) and not LIBRARIES:
-        raise SystemExit("F46 and F47 need libfaketime: apt-get install libfaketime")
+    if "F46" in rows and shutil.which("cc") is None:
+        raise SystemExit("F46 needs a C compiler, for a library that shifts the workers' clock: apt-get install gcc")
+    if "F47" in rows and not LIBRARIES:
+        raise SystemExit("F47 needs libfaketime: apt-get install libfaketime")
     if "F9" in rows and not GROUPS.is_dir():
         raise SystemExit("F9 needs the memory controller of cgroup v1, and root")
     if any("notify" in FAULTS[row].needs for row in rows) and binaries(given.postgres).major < 17:

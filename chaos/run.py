@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
 import sys
 import time
@@ -125,6 +126,7 @@ async def _run(order: Order, arena: Arena) -> tuple[dict[str, Any], Verdict, Sho
             "rate": order.rate,
             "workers": order.workers,
             "priority": order.priority,
+            "realtime": os.sched_getscheduler(0) != os.SCHED_OTHER,
             "acknowledged": len(arena.workload.acknowledged),
             "slowest_enqueue": round(arena.workload.slowest, 2),
             "starts": await db.fetchval("SELECT count(*) FROM dhara.attempts"),

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from chaos.alerts import gauges, holds
 from dhara.api.asgi import create_app
 from dhara.domain.lifecycle import State
 from dhara.settings import Settings
@@ -78,3 +79,15 @@ def test_the_dashboard_is_made_by_its_script() -> None:
 def test_every_alert_is_explained() -> None:
     page = (ROOT / "docs/how-to/monitor.md").read_text()
     assert [name for name in re.findall(r"alert: (\w+)", ALERTS) if name not in page] == []
+
+
+async def test_starved_of_vacuum_a_queue_is_reported_and_a_busy_one_is_not(exposition: str) -> None:
+    """By rates of a few hundred tasks a second for minutes, not by a million dead rows, which a small queue never has."""
+
+    def reported(dead: int, live: int) -> bool:
+        told = {"dhara_database_dead_rows": float(dead), "dhara_database_live_rows": float(live)}
+        return holds("DharaDeadRows", gauges(exposition) | told)
+
+    assert not reported(4_000, 400_000)  # what a soak has
+    assert not reported(1_500_000, 10_000_000)  # fifteen dead in a hundred live
+    assert reported(150_000, 300_000)  # four minutes at 300 a second

@@ -161,6 +161,7 @@ def families(snapshot: Snapshot) -> list[Family]:
         family("dhara_tasks_unroutable", *_by_type(snapshot.unroutable)),
         *_histogram_families(snapshot.histograms),
         single("dhara_database_dead_rows", snapshot.health.dead_rows),
+        single("dhara_database_live_rows", snapshot.health.live_rows),
         single("dhara_database_oldest_transaction_seconds", snapshot.health.oldest_transaction),
         single("dhara_database_notify_queue_usage", snapshot.health.notify_usage),
     ]

@@ -86,6 +86,7 @@ TABLE: tuple[Metric, ...] = (
     Metric("dhara_settle_seconds", "histogram", "How long it took to write the outcomes of attempts."),
     Metric("dhara_settle_batch_tasks", "histogram", "Outcomes that were written at once."),
     Metric("dhara_database_dead_rows", "gauge", "Rows of dhara's tables that vacuum has to remove, by the statistics."),
+    Metric("dhara_database_live_rows", "gauge", "Rows of dhara's tables that are in use, by the statistics."),
     Metric(
         "dhara_database_oldest_transaction_seconds",
         "gauge",
