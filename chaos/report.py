@@ -170,10 +170,13 @@ def _servers(runs: Sequence[Mapping[str, Any]]) -> str:
     """How many faults on which server."""
     counts: Counter[str] = Counter()
     for run in runs:
-        pooled = any("pooler" in FAULTS[row].needs for row in run["rows"])
-        name = f"PostgreSQL {run['postgres']}{' behind PgBouncer' if pooled else ''}"
+        name = f"PostgreSQL {run['postgres']}{' behind PgBouncer' if _pooled(run) else ''}"
         counts[name] += sum(figures["injected"] for figures in run["rows"].values())
     return "Faults by server: " + ", ".join(f"{n:,} on {name}" for name, n in counts.most_common())
+
+
+def _pooled(run: Mapping[str, Any]) -> bool:
+    return any("pooler" in FAULTS[row].needs for row in run["rows"])
 
 
 _RANKS = ("", ", with priority", ", real-time")
@@ -185,10 +188,11 @@ def _rank(run: Mapping[str, Any]) -> int:
 
 
 def _measured(row: str, runs: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """What came of a row, and whether its bar is met; by the runs on PostgreSQL 18, and of them by those that were
-    least disturbed by what else ran on the machine."""
+    """What came of a row, and whether its bar is met; by the runs on PostgreSQL 18 without a pooler, and of them by
+    those that were least disturbed by what else ran on the machine."""
     mine = [run for run in runs if run["rows"].get(row, {}).get("injected")]
-    newest = [run for run in mine if run["postgres"].startswith("18.")] or mine
+    direct = [run for run in mine if not _pooled(run)] or mine
+    newest = [run for run in direct if run["postgres"].startswith("18.")] or direct
     ranks = [_rank(run) for run in newest]
     figures = [run["rows"][row] for run, rank in zip(newest, ranks, strict=True) if rank == max(ranks)]
     # What a fault measures by itself is told of its latest run, which has what was mended.
