@@ -195,8 +195,9 @@ def _measured(row: str, runs: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     newest = [run for run in direct if run["postgres"].startswith("18.")] or direct
     ranks = [_rank(run) for run in newest]
     figures = [run["rows"][row] for run, rank in zip(newest, ranks, strict=True) if rank == max(ranks)]
-    # What a fault measures by itself is told of its latest run, which has what was mended.
-    told = [one for found in figures[-1:] for one in found.get("told", ())]
+    # What a fault measures by itself is told of its latest run that was not left to others' mercy: it has what was mended.
+    latest = [run["rows"][row] for run, rank in zip(newest, ranks, strict=True) if rank >= min(1, max(ranks))]
+    told = [one for found in latest[-1:] for one in found.get("told", ())]
     held = not any(run["violations"] for run in mine)
     if told:
         missed = [one for one in told if not one["met"]]
