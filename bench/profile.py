@@ -184,7 +184,7 @@ async def _explained(world: World, name: str) -> list[str]:
     plan = await db.fetch(f"EXPLAIN (ANALYZE, BUFFERS, WAL, COSTS OFF, TIMING OFF) {statement}", *arguments)
     await transaction.rollback()
     await db.close()
-    return [f"### `tasks/{name}`, {_BATCH} tasks", "", "```", *[row[0] for row in plan], "```", ""]
+    return [f"### `tasks/{name}`, {_BATCH} tasks", "", "```text", *[row[0] for row in plan], "```", ""]
 
 
 def main() -> None:
