@@ -334,7 +334,7 @@ async def test_a_runner_beats_for_itself_until_its_keeper_does(dsn: str, db: Con
     @tasks.task("t")
     async def t() -> None: ...
 
-    async with running(dsn, tasks, heartbeat_interval=0.05) as runner:
+    async with running(dsn, tasks, stale_after=0.4) as runner:
 
         async def seq() -> int:
             return int(await db.fetchval("SELECT beat_seq FROM dhara.workers WHERE id = $1", runner.id))
@@ -346,5 +346,5 @@ async def test_a_runner_beats_for_itself_until_its_keeper_does(dsn: str, db: Con
         runner._board.acknowledge(time.monotonic())
         await asyncio.sleep(0.1)  # one may be under way
         before = await seq()
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(0.6)
         assert await seq() <= before + 1

@@ -166,7 +166,7 @@ class Runner:
         self.comparer = Comparer(self, self.tasks, Stats(self._pool, schema), self.slots.observations)
         self._compare = Every(settings.heartbeat_interval, self.comparer.compare, "comparing leases")
         self._sweep = Every(_SWEEP, self._sweep_once, "sweeping deadlines")
-        self._first_beats = Every(settings.heartbeat_interval, self._beat_until_kept, "the first heartbeats")
+        self._first_beats = Every(settings.stale_after / 2, self._beat_until_kept, "the first heartbeats")
         self._announced = 0.0
         self._report = Every(reporter.INTERVAL, reporter.Reporter(self.slots, self.tasks).report, "reporting progress")
         self._listener = Listener(settings.database, self.claimer.wake, self._hint_heard, self._rng)
@@ -347,7 +347,8 @@ class Runner:
 
     async def _beat_until_kept(self) -> None:
         """A keeper is a process of its own and starts beside this one: where processors are short, that may take longer than
-        a lease lasts, and what is running by then must not be taken for lost."""
+        a lease lasts, and what is running by then must not be taken for lost. Twice a lease is enough, and asks little of
+        a database that is away."""
         age = time.monotonic() - self._announced
         if self._board.acked() <= self._announced and age < _UNKEPT * self.settings.stale_after:
             await self._workers.beat([self.id], [self.slots.busy])
