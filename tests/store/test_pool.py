@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from dhara.errors import Unavailable
-from dhara.store.pool import SMALL, DatabaseSettings, Pool, _is_alive, is_transient
+from dhara.store.pool import SMALL, DatabaseSettings, Pool, _is_alive, is_transient, unless_cut
 from tests.waiting import eventually
 
 
@@ -119,3 +119,27 @@ async def test_a_migration_that_passes_by_is_worth_another_try(narrow: Pool, db:
         assert is_transient(found.value)
     finally:
         await db.execute("DROP TABLE dhara.passing")
+
+
+async def test_a_copy_ends_with_its_connection(narrow: Pool, db: asyncpg.Connection) -> None:
+    """It waits for a row with more to send than anybody takes in, and its link is lost: the driver would not notice."""
+    await db.execute("CREATE TABLE dhara.copied (id integer PRIMARY KEY, a text)")
+    try:
+        async with narrow.acquire() as connection, db.transaction():
+            await db.execute("INSERT INTO dhara.copied VALUES (0, '')")  # an uncommitted row in its way
+            backend = await connection.fetchval("SELECT pg_backend_pid()")
+            rows = ((n, "x" * 28_000) for n in range(2_000))
+            copy = connection.copy_records_to_table("copied", schema_name="dhara", records=rows)
+            ending = asyncio.create_task(unless_cut(connection, copy))
+
+            async def waits() -> bool:
+                query = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $1"
+                return bool(await db.fetchval(query, backend)) and connection._transport.get_write_buffer_size() > 0
+
+            await eventually(waits)
+            connection._transport.abort()  # as the kernel does with a link that it takes for dead
+            with pytest.raises((ConnectionError, asyncpg.PostgresError)) as found:
+                await asyncio.wait_for(ending, 5)
+        assert is_transient(found.value)
+    finally:
+        await db.execute("DROP TABLE dhara.copied")

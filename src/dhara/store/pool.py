@@ -382,8 +382,8 @@ async def unless_cut(connection: Any, copy: Coroutine[Any, Any, T]) -> T:
         if not cut.done():
             cut.set_result(None)
 
-    copying = asyncio.ensure_future(copy)
     connection.add_termination_listener(hear)
+    copying = asyncio.ensure_future(copy)
     try:
         await asyncio.wait((copying, cut), return_when=asyncio.FIRST_COMPLETED)
         if copying.done():
