@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from dhara.worker import keeper as keepers
 from dhara.worker import process
 from dhara.worker.board import Board, attach, share
 from dhara.worker.keeper import Died, Keeper, KeeperConfig, Leave
+from dhara.worker.supervisor import keeper_environment
 from tests import invariants
 from tests.factories import Connection, history, make_task, make_worker
 from tests.proxy import Proxy
@@ -348,3 +350,26 @@ async def test_a_runner_beats_for_itself_until_its_keeper_does(dsn: str, db: Con
         before = await seq()
         await asyncio.sleep(0.6)
         assert await seq() <= before + 1
+
+
+_RECEIVE = """
+import ctypes
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks mapped hblkhd usmblks fsmblks used free top".split()]
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Info
+for _ in range(3):  # what has been freed may move the limit of the next
+    before, buffer = libc.mallinfo2().mapped, bytearray(256 * 1024)
+    by_itself = libc.mallinfo2().mapped - before
+    del buffer
+print(by_itself)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc from 2.33 on only")
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_it_receives_into_does_not_stay_in_its_heap(kept: bool) -> None:
+    """F60: the keeper's heap grew by what was left between the places of 256 KiB each; without its limit it would."""
+    environment = keeper_environment() if kept else dict(os.environ)
+    done = subprocess.run([sys.executable, "-c", _RECEIVE], env=environment, capture_output=True, check=True)
+    assert int(done.stdout) == kept
