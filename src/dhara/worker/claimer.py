@@ -41,6 +41,8 @@ SCAN_EVERY = 5.0
 SCAN_SHARE = 20
 CHEAP_SCAN = 0.005
 CHEAP_FRONT = 0.05
+# Where nothing could be claimed, a scan is worth its cost after so much of the poll interval.
+URGENT = 0.8
 FRONT_EVERY = 15.0
 PASS_SHARE, LONGEST_REST = 10, 5.0
 # With this share of known types, a claim gets on by itself.
@@ -175,7 +177,10 @@ class Claimer(Service):
             if await self._scan() and await self._claim_found():
                 return
         elif not got:
-            self._next_due = min(self._next_due, self._last_scan + SCAN_SHARE * self._scan_cost)
+            # Not before a scan is allowed, or this would spin from when a task is due until then.
+            allowed = self._last_scan + SCAN_SHARE * self._scan_cost
+            earliest = min(allowed, self._last_scan + URGENT * self._poll_interval)
+            self._next_due = max(earliest, min(self._next_due, allowed))
         await self._wait()
 
     async def _claim_found(self) -> bool:
@@ -289,7 +294,7 @@ class Claimer(Service):
         since = self._since_scan()
         if since >= SCAN_SHARE * self._scan_cost:
             return True
-        return urgently and (self._scan_cost < CHEAP_SCAN or since >= 0.8 * self._poll_interval)
+        return urgently and (self._scan_cost < CHEAP_SCAN or since >= URGENT * self._poll_interval)
 
     async def _scan(self) -> bool:
         start = self._clock()
