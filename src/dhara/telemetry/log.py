@@ -1,21 +1,22 @@
 """Log records: one line each, as text or JSON, with the ids of the request, task, attempt and worker they belong to.
 
-Everything inside logs through the standard library; the formatter here shapes the records at the process edge. Control
+Everything inside logs through the standard library; structlog shapes the records at the process edge. Control
 characters are escaped, so that no input can forge a line or steer a terminal.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import UTC, datetime
 from typing import Any, TextIO
 from uuid import UUID
+
+import structlog
+from structlog.types import EventDict, Processor
 
 from dhara.telemetry.redact import redact
 
@@ -73,54 +74,49 @@ def configure(level: str = "info", format: str = "text", stream: TextIO | None =
 
 def formatter(format: str) -> logging.Formatter:
     """What turns a record into its line."""
-    return _Json() if format == "json" else _Text()
+    shared: list[Processor] = [
+        _add_context,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.ExtraAdder(),
+        _without_twins,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        structlog.processors.format_exc_info,
+        _without_secrets,
+    ]
+    last: Processor = structlog.processors.JSONRenderer(default=_shown) if format == "json" else _as_text
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, last],
+    )
 
 
-class _Text(logging.Formatter):
-    """Time, level, logger, what happened; then the ids and fields, each `name=value`."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        fields = _fields(record)
-        time, level, name, event = (fields.pop(key) for key in _HEAD)
-        parts = [f"{time} {level.upper():<7} {name}: {escape(event)}"]
-        parts += [f"{escape(key)}={_quoted(escape(str(value)))}" for key, value in fields.items()]
-        return " ".join(parts)
-
-
-class _Json(logging.Formatter):
-    """One object."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return json.dumps(_fields(record))  # in ASCII, so that every control character is written out
+def _add_context(logger: Any, method: str, event: EventDict) -> EventDict:
+    for variable in _CONTEXT:
+        value = variable.get()
+        if value is not None:
+            event.setdefault(variable.name, str(value) if isinstance(value, UUID) else value)
+    if (claim := running.get()) is not None:
+        event.setdefault("task_id", str(claim.id))
+        event.setdefault("attempt", claim.attempt)
+    return event
 
 
-# What every record has; anything else in it is a field of whoever logged, but for what formatters leave there.
-_HEAD = ("time", "level", "logger", "event")
-_RECORD = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message", "taskName"}
+def _without_twins(logger: Any, method: str, event: EventDict) -> EventDict:
+    # Other handlers of a record leave their own renderings of its text in it.
+    for name in ("message", "asctime", "color_message"):
+        event.pop(name, None)
+    return event
 
 
-def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    """Everything that the line says: numbers, None and text without secrets."""
-    time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
-    said: dict[str, Any] = {
-        "time": time,
-        "level": record.levelname.lower(),
-        "logger": record.name,
-        "event": record.getMessage(),
-    }
-    said |= {key: value for key, value in (_context() | vars(record)).items() if key not in _RECORD and key not in said}
-    if record.exc_info:
-        said["exception"] = logging.Formatter().formatException(record.exc_info)
-    if record.stack_info:
-        said["stack"] = record.stack_info
+def _without_secrets(logger: Any, method: str, event: EventDict) -> EventDict:
     # Whoever logs a secret has made a mistake already; this one stays inside.
-    return {k: v if isinstance(v, int | float | None) else redact(_shown(v)) for k, v in said.items()}
-
-
-def _context() -> dict[str, Any]:
-    found = {variable.name: value for variable in _CONTEXT if (value := variable.get()) is not None}
-    claim = running.get()
-    return found if claim is None else {"task_id": claim.id, "attempt": claim.attempt} | found
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = redact(value)
+        elif isinstance(value, BaseException | list | dict | tuple):
+            event[name] = redact(_shown(value))
+    return event
 
 
 def _shown(value: Any) -> str:
@@ -128,6 +124,15 @@ def _shown(value: Any) -> str:
         return str(value)
     except Exception as error:
         return f"<{type(value).__name__} whose str() raises {type(error).__name__}>"
+
+
+def _as_text(logger: Any, method: str, event: EventDict) -> str:
+    time = event.pop("time", "")
+    level = str(event.pop("level", "")).upper()
+    name = event.pop("logger", "")
+    parts = [f"{time} {level:<7} {name}: {escape(_shown(event.pop('event', '')))}"]
+    parts += [f"{escape(str(key))}={_quoted(escape(_shown(value)))}" for key, value in event.items()]
+    return " ".join(parts)
 
 
 def _quoted(text: str) -> str:
