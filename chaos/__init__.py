@@ -9,6 +9,7 @@ arena       PostgreSQL, proxy, workers: what can be hurt
 workload    tasks at a steady rate, and what was promised for each
 handlers    what the workers run; they note every start and end in files of their own
 faults/     what can be done to an arena, one function a row of the matrix
+sizes       how much of a fault there is, in a quick run and in the matrix
 nemesis     does it, and keeps the record
 measure     what a fault measures while it lasts
 soak        what grows over hours, and whether it may

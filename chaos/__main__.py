@@ -62,6 +62,9 @@ def _options(running: argparse.ArgumentParser, name: str) -> None:
     running.add_argument("--pace", type=float, default=1.0, help="how much closer together faults come")
     running.add_argument("--least", type=int, default=2, help="injections of each row, at least")
     running.add_argument("--calm", type=float, default=CALM, help="seconds before the first fault")
+    running.add_argument(
+        "--size", choices=("quick", "full"), default="quick", help="full: as the bars ask; F25 takes half an hour"
+    )
     running.add_argument("--lease", type=float, default=6.0, help="seconds; the beat is a second")
     running.add_argument("--postgres", type=int, help="15 or 18; default: dhara's own choice")
     running.add_argument("--older", help="F35: the commit of the release before; default: by its migrations")
@@ -95,7 +98,7 @@ def _run(given: argparse.Namespace) -> int:
         seed=given.seed, rows=rows, seconds=given.minutes * 60, rate=given.rate, workers=given.workers,
         processes=given.processes, pace=given.pace, least=given.least, calm=given.calm, lease=given.lease,
         postgres=given.postgres, out=given.out, proxied=proxied, every=given.every, priority=given.priority,
-        older=given.older,
+        older=given.older, full=given.size == "full",
     )  # fmt: skip
     summary, verdict = asyncio.run(run(order))
     print(report.page(summary, verdict))

@@ -26,6 +26,7 @@ from chaos.faults.clocks import beside
 from chaos.handlers import NOTES
 from chaos.release import Release
 from chaos.servers import Pair, Web, mounted, pooler
+from chaos.sizes import SIZES
 from chaos.workload import Workload
 from dhara import AsyncClient
 from dhara.domain.schedule import Spec
@@ -88,7 +89,9 @@ class Member:
 
 
 class Arena:
-    """Everything of one run. `async with`; afterwards nothing of it is left. `needs`: those of its faults."""
+    """Everything of one run. `async with`; afterwards nothing of it is left. `needs`: those of its faults; `full`: they
+    have the sizes that their bars ask for.
+    """
 
     def __init__(
         self,
@@ -102,10 +105,12 @@ class Arena:
         lease: float = L,
         settings: dict[str, str] | None = None,
         older: str | None = None,
+        full: bool = False,
     ) -> None:
         self.rng = random.Random(seed)
         self.lease = lease
         self.needs = needs
+        self.full = full
         self.folder = Path(tempfile.mkdtemp(prefix="dhara-chaos-", dir=_place()))
         self.folder.chmod(0o711)
         self.notes = self.folder / "notes"
@@ -209,6 +214,10 @@ class Arena:
     def remove(self) -> None:
         """The files, too."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def size(self, row: str) -> int:
+        """How much of that row's fault there shall be."""
+        return SIZES[row].at(self.full)
 
     async def connect(self, **options: Any) -> asyncpg.Connection[asyncpg.Record]:
         """A connection of the judge's own, past all faults."""

@@ -48,6 +48,7 @@ class Order:
     steps: tuple[Step, ...] = ()  # a schedule made by hand
     priority: bool = False  # it runs before all else on this machine: times are worth judging
     older: str | None = None  # the commit of the release before (F35); None: found by its migrations
+    full: bool = False  # faults of the sizes that their bars ask for
     every: float = 0.0  # one fault of any row each so many seconds, instead of row after row
 
 
@@ -63,6 +64,7 @@ async def run(order: Order) -> tuple[dict[str, Any], Verdict]:
         postgres=order.postgres,
         lease=order.lease,
         older=order.older,
+        full=order.full,
     )
     try:
         async with arena:
@@ -125,6 +127,7 @@ async def _run(order: Order, arena: Arena) -> tuple[dict[str, Any], Verdict, Sho
             "seconds": ended - began,
             "rate": order.rate,
             "workers": order.workers,
+            "size": "full" if order.full else "quick",
             "priority": order.priority,
             "realtime": os.sched_getscheduler(0) != os.SCHED_OTHER,
             "acknowledged": len(arena.workload.acknowledged),
