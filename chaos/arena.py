@@ -129,6 +129,7 @@ class Arena:
         self.delays: list[float] = []  # waits after a first failure, as parts of the base of their backoff
         self.older = Release(self.folder / "older", older) if "older" in needs else None
         self.url = ""  # of `dhara server`, where one runs
+        self._schedules = {"tick": TICK} | ({"second": 1.0, "other": 1.0} if "fires" in needs else {})
         self._workers, self._processes, self._rate = workers, processes, rate
         self._settings = {"base_backoff": "100ms", "stale_after": f"{lease}s", **(settings or {})}
         self._stack = AsyncExitStack()
@@ -143,8 +144,11 @@ class Arena:
             else:
                 await migrate.up(db)
             await db.execute("CREATE TABLE effects (task uuid NOT NULL, attempt int NOT NULL)")
-            tick = Spec(name="tick", type="tick", every=TICK, missed="catch_up", catch_up_most=10_000, max_retries=20)
-            await Schedules(db).create(tick, "chaos")
+            for name, every in self._schedules.items():
+                spec = Spec(
+                    name=name, type="tick", every=every, missed="catch_up", catch_up_most=10_000, max_retries=20
+                )
+                await Schedules(db).create(spec, "chaos")
             await db.close()
             way = self.dsn
             if "proxy" in self.needs:
@@ -241,7 +245,8 @@ class Arena:
         """So that the work comes to an end."""
         db = await self.connect()
         try:
-            await Schedules(db).pause("tick", "chaos")
+            for name in self._schedules:
+                await Schedules(db).pause(name, "chaos")
         finally:
             await db.close()
 

@@ -82,3 +82,13 @@ async def since(arena: Arena, start: datetime) -> Span:
     """From `start` to now."""
     async with session(arena) as db:
         return await span(db, start, await now(db))
+
+
+async def ghosts(db: Connection, spans: Sequence[tuple[float, float]]) -> list[float]:
+    """How long each claim of these times (wall) whose answer was lost stayed with the worker that did not know of it, seconds."""
+    query = """SELECT extract(epoch FROM at - claimed_at)::float8 FROM dhara.task_history
+               JOIN unnest($1::float8[], $2::float8[]) AS s (since, until)
+                 ON claimed_at BETWEEN to_timestamp(s.since) AND to_timestamp(s.until)
+               WHERE event = 'RELEASED' AND reason LIKE 'ghost claim:%'"""
+    rows = await db.fetch(query, [since for since, _ in spans], [until for _, until in spans])
+    return sorted(row[0] for row in rows)

@@ -140,7 +140,7 @@ async def _run(order: Order, arena: Arena) -> tuple[dict[str, Any], Verdict, Sho
             "violations": sum(map(len, verdict.violations.values())),
             "calm": round(calm, 1),
             "drained": round(took, 1) if drained else None,
-            "rows": _rows(order, injections, times, calm, ended),
+            "rows": await _rows(order, arena, injections, times, calm, ended),
             "rerun": _spread(await recovery.reruns(db, arena.deaths)),
             "events": await _counts(db, "SELECT event, count(*) FROM dhara.task_history GROUP BY event ORDER BY 1"),
             "reasons": await _counts(db, "SELECT reason, count(*) FROM dhara.tasks WHERE status = 'DEAD' GROUP BY 1"),
@@ -188,8 +188,8 @@ def _evidence(order: Order, arena: Arena) -> Evidence:
     )
 
 
-def _rows(
-    order: Order, injections: list[Injection], times: list[float], calm: float, ended: float
+async def _rows(
+    order: Order, arena: Arena, injections: list[Injection], times: list[float], calm: float, ended: float
 ) -> dict[str, dict[str, Any]]:
     counts: Counter[str] = Counter()
     for injection in injections:
@@ -201,6 +201,13 @@ def _rows(
         if "measured" in injection.told:
             told = {"measured": injection.told["measured"], "met": bool(injection.told["met"])}
             found[injection.row].setdefault("told", []).append(told)
+        if "statements" in injection.told:
+            statements = found[injection.row].setdefault("statements", Counter())
+            statements.update(injection.told["statements"])
+    for row in order.rows:
+        if (afterwards := FAULTS[row].afterwards) is not None:
+            spans = [(injection.start, injection.end) for injection in injections if injection.row == row]
+            found[row].setdefault("told", []).append(await afterwards(arena, spans))
     return found
 
 

@@ -2,6 +2,7 @@
 
 lose_request(name)   the next execution of that statement (such as `tasks/settle`) never reaches the server
 lose_reply(name)     it does, and is committed, but its answer never reaches the client
+lose(cut)            the same for a cut that several proxies share: the first that sees the statement takes it
 freeze()             nothing passes any more and nobody is told: a half-open link
 cut()                every connection ends now
 close()              and new ones too, until reopen()
@@ -25,12 +26,29 @@ _LENGTH = struct.Struct("!I")
 _PIECE = 4_096
 
 
+class Cut:
+    """A connection is to be cut at the next execution of a statement, which is known by a part of its text: before it reaches
+    the server, or (`reply`) after it is committed. Within a transaction it is that one's COMMIT which is lost, or its answer.
+    """
+
+    def __init__(self, text: str, *, reply: bool) -> None:
+        self.text = text
+        self.reply = reply
+        self.taken = False  # a connection has executed the statement
+        self.done = asyncio.Event()
+
+    @classmethod
+    def at(cls, name: str, *, reply: bool) -> Self:
+        """At the statement of that name, such as `tasks/settle`."""
+        return cls(load(name, "dhara"), reply=reply)
+
+
 class Proxy:
     """Listens on a free port of 127.0.0.1; `dsn` leads through it."""
 
     def __init__(self, dsn: str) -> None:
         self._target = urlsplit(dsn)
-        self._rules: deque[tuple[str, bool]] = deque()
+        self._wanted: list[Cut] = []
         self._links: set[_Link] = set()
         self._server: asyncio.Server | None = None
         self.cuts = 0
@@ -64,15 +82,19 @@ class Proxy:
 
     def lose_request(self, name: str) -> None:
         """Cut before the next execution of the statement reaches the server."""
-        self._rules.append((load(name, "dhara"), False))
+        self.lose(Cut.at(name, reply=False))
 
     def lose_reply(self, name: str) -> None:
         """Cut after the server has answered the statement's next execution, before the client hears of it."""
-        self._rules.append((load(name, "dhara"), True))
+        self.lose(Cut.at(name, reply=True))
 
-    def forget(self) -> None:
-        """No rule any more."""
-        self._rules.clear()
+    def lose(self, cut: Cut) -> None:
+        """Carry it out, unless another proxy does so first."""
+        self._wanted.append(cut)
+
+    def forget(self, cut: Cut) -> None:
+        """Carry it out no more."""
+        self._wanted = [one for one in self._wanted if one is not cut]
 
     @property
     def links(self) -> int:
@@ -114,11 +136,18 @@ class Proxy:
             writer.write(data)
         await writer.drain()
 
-    def rule_for(self, query: str) -> bool | None:
-        """Take the rule that this statement falls under: True to lose the reply, False the request, None to pass."""
-        if self._rules and self._rules[0][0] in query:
-            return self._rules.popleft()[1]
+    def take(self, query: str) -> Cut | None:
+        """The cut that is to be made at this statement, if any, from now on for nobody else."""
+        for cut in self._wanted:
+            if not cut.taken and cut.text in query:
+                cut.taken = True
+                return cut
         return None
+
+    def made(self, cut: Cut) -> None:
+        """It has been carried out."""
+        self.cuts += 1
+        cut.done.set()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
@@ -167,7 +196,9 @@ class _Link:
         self._client, self._server = client, server
         self._statements: dict[bytes, str] = {}
         self._late = (_Late(), _Late())
-        self._swallow = False
+        self._transaction = False
+        self._coming: Cut | None = None  # it is to be made at the COMMIT of this transaction
+        self._swallowing: Cut | None = None
         self.ended = asyncio.Event()
 
     async def run(self) -> None:
@@ -179,6 +210,7 @@ class _Link:
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
+            self._spare()
             self.close()
             self.ended.set()
 
@@ -195,12 +227,30 @@ class _Link:
             kind, body = await _message(reader)
             await self._proxy.flowing.wait()
             query = self._executed(kind, body)
-            lose_reply = None if query is None else self._proxy.rule_for(query)
-            if lose_reply is False:
-                self._proxy.cuts += 1
+            cut = None if query is None else self._cut_now(query)
+            if cut is not None and not cut.reply:
+                self._proxy.made(cut)
                 return
-            self._swallow = self._swallow or lose_reply is True
+            self._swallowing = self._swallowing or cut
             await self._proxy.carry(writer, kind + _LENGTH.pack(len(body) + 4) + body, self._late[0], False)
+
+    def _cut_now(self, query: str) -> Cut | None:
+        """The cut to be made as this is executed."""
+        if not self._transaction:
+            return self._proxy.take(query)
+        if query.startswith("COMMIT"):
+            coming, self._coming = self._coming, None
+            return coming
+        if query.startswith("ROLLBACK"):
+            self._spare()
+        elif self._coming is None:
+            self._coming = self._proxy.take(query)
+        return None
+
+    def _spare(self) -> None:
+        """There is no COMMIT to be cut at: somebody else may take it."""
+        if self._coming is not None:
+            self._coming.taken, self._coming = False, None
 
     def _executed(self, kind: bytes, body: bytes) -> str | None:
         """The text of the statement that this message executes, if it does."""
@@ -218,11 +268,13 @@ class _Link:
         while True:
             kind, body = await _message(reader)
             await self._proxy.flowing.wait()
-            if self._swallow:
+            if self._swallowing is not None:
                 if kind == b"Z":  # ready for the next query: the transaction has ended
-                    self._proxy.cuts += 1
+                    self._proxy.made(self._swallowing)
                     return
                 continue
+            if kind == b"Z":
+                self._transaction = body == b"T"
             if kind == b"A" and self._proxy.deaf:
                 continue
             await self._proxy.carry(writer, kind + _LENGTH.pack(len(body) + 4) + body, self._late[1], True)

@@ -8,22 +8,33 @@ import random
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from chaos import measure
 from chaos.faults.row import fault
 from dhara.store.pool import DatabaseSettings, connect
-from tests.e2e.kit import P
+from dhara.store.sql import load
+from tests.e2e.kit import H, P
+from tests.proxy import Cut, Proxy
 
 if TYPE_CHECKING:
     from chaos.arena import Arena
-    from tests.proxy import Proxy
 
-# Statements whose loss matters, as the proxy knows them by their text.
-_STATEMENTS = ("tasks/claim", "tasks/settle", "tasks/complete", "workers/beat", "tasks/enqueue")
+# Statements whose loss matters, as the proxy knows them by their text; the last two are parts of transactions.
+STATEMENTS = {
+    "enqueue": load("tasks/enqueue", "dhara"),
+    "claim": load("tasks/claim", "dhara"),
+    "complete": load("tasks/complete", "dhara"),
+    "settle": load("tasks/settle", "dhara"),
+    "beat": load("workers/beat", "dhara"),
+    "fire of a schedule": load("schedules/advance", "dhara"),
+    "commit of ctx.transaction()": "dhara.complete(",
+}
+_CUTTING, _PAUSE = 4.0, 0.5  # seconds: of one injection, and between two cuts at the same statement
 
 
 def packets() -> bool:
@@ -70,26 +81,55 @@ def _rules(*wanted: list[str]) -> Iterator[None]:
 
 
 async def _lose(arena: Arena, rng: random.Random, reply: bool) -> dict[str, Any]:
-    name = rng.choice(_STATEMENTS)
-    proxy = arena.front if name == "tasks/enqueue" else arena.pick(rng).proxy
-    assert proxy is not None
-    before = proxy.cuts
-    (proxy.lose_reply if reply else proxy.lose_request)(name)
-    end = time.monotonic() + 5
-    while proxy.cuts == before and time.monotonic() < end:
-        await asyncio.sleep(0.01)
-    if proxy.cuts == before:
-        proxy.forget()
-        return {"count": 0, "statement": name}
-    return {"statement": name}
+    """Every statement is cut again and again, each whenever it comes, by whichever worker."""
+    made: Counter[str] = Counter()
+    end = time.monotonic() + _CUTTING
+    await asyncio.gather(*(_cutting(arena, name, reply, end, made, rng) for name in STATEMENTS))
+    return {"count": made.total(), "statements": dict(made)}
 
 
-@fault("F20", "TCP cut", "a commit's reply is lost: enqueue, claim, settle, beat", every=0.5, needs="proxy")
+async def _cutting(arena: Arena, name: str, reply: bool, end: float, made: Counter[str], rng: random.Random) -> None:
+    assert arena.front is not None
+    workers = [member.proxy for member in arena.members[: len(arena.members) - arena.spared] if member.proxy]
+    turn = rng.randrange(len(workers))
+    while (left := end - time.monotonic()) > 0:
+        cut = Cut(STATEMENTS[name], reply=reply)
+        turn += 1
+        chosen = {"enqueue": [arena.front], "beat": [workers[turn % len(workers)]]}.get(name, workers)
+        for proxy in chosen:
+            proxy.lose(cut)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(cut.done.wait(), left)
+            made[name] += 1
+        for proxy in chosen:
+            proxy.forget(cut)
+        # The next beat is another worker's, lest one lose all of its own.
+        await asyncio.sleep(0 if name == "beat" else _PAUSE)
+
+
+async def _ghosts(arena: Arena, spans: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """How long the claims whose answer was lost stayed with their worker, by the log."""
+    async with measure.session(arena) as db:
+        waits = await measure.ghosts(db, spans)
+    most = H + 3.0
+    shown = (
+        f"released after {measure.at(waits, 0.5):.1f} s, at worst {measure.at(waits, 1.0):.1f} s" if waits else "none"
+    )
+    return {"measured": f"{len(waits):,} ghost claims, {shown}", "met": not waits or waits[-1] <= most}
+
+
+@fault(
+    "F20", "TCP cut", "a commit's reply is lost: by statement below", every=5.0, needs="proxy fires",
+    bar=f"1,000 of each statement, every invariant, ghost claims released within H + 3 s = {H + 3:g} s", afterwards=_ghosts,
+)  # fmt: skip
 async def reply_lost(arena: Arena, rng: random.Random) -> dict[str, Any]:
     return await _lose(arena, rng, reply=True)
 
 
-@fault("F21", "TCP cut", "a request is lost before its commit", every=0.5, needs="proxy")
+@fault(
+    "F21", "TCP cut", "a request is lost before its commit: by statement below", every=5.0, needs="proxy fires",
+    bar="1,000 of each statement, every invariant",
+)  # fmt: skip
 async def request_lost(arena: Arena, rng: random.Random) -> dict[str, Any]:
     return await _lose(arena, rng, reply=False)
 

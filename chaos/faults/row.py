@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +11,19 @@ if TYPE_CHECKING:
     from chaos.arena import Arena
 
 Inject = Callable[["Arena", random.Random], Awaitable[dict[str, Any] | None]]
+Afterwards = Callable[["Arena", Sequence[tuple[float, float]]], Awaitable[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
 class Fault:
     """A row: what the ledger counts it as, how often it comes (seconds), what kind of arena it needs.
 
-    `needs`: `proxy` (every connection through our proxy), `packets` (root and iptables), `faketime`, `tmpfs`,
-    `standby`, `pooler`, `server` (`dhara server`), `notify` (a small queue of notifications), `older` (workers of the
-    release before). `skips`: statements of the audit that cannot hold under it. `lasting`: recovery is measured from
-    its end. `most`: seconds it may take; a fault that has another bar answers what was `measured` and whether it is
-    `met`. `bar`: in words, for the report.
+    `needs`: `proxy` (every connection through our proxy), `packets` (root and iptables), `faketime`, `tmpfs`, `standby`,
+    `pooler`, `server` (`dhara server`), `notify` (a small queue of notifications), `older` (workers of the release before),
+    `fires` (schedules that fire each second). `skips`: statements of the audit that cannot hold under it. `lasting`:
+    recovery is measured from its end. `most`: seconds it may take; a fault that has another bar answers what was `measured`
+    and whether it is `met`, or `afterwards` does, by the whole run's log, given when each injection began and ended (wall
+    time). `bar`: in words, for the report.
     """
 
     row: str
@@ -34,6 +36,7 @@ class Fault:
     lasting: bool = False
     bar: str = ""
     most: float | None = None
+    afterwards: Afterwards | None = None
 
 
 FAULTS: dict[str, Fault] = {}
@@ -50,6 +53,7 @@ def fault(
     lasting: bool = False,
     bar: str = "",
     most: float | None = None,
+    afterwards: Afterwards | None = None,
 ) -> Callable[[Inject], Inject]:
     """Register a row."""
 
@@ -57,7 +61,17 @@ def fault(
         assert row not in FAULTS
         words = bar or (f"90 % of the calm rate after {most:g} s" if most is not None else "")
         FAULTS[row] = Fault(
-            row, kind, about, every, inject, frozenset(needs.split()), frozenset(skips.split()), lasting, words, most
+            row,
+            kind,
+            about,
+            every,
+            inject,
+            frozenset(needs.split()),
+            frozenset(skips.split()),
+            lasting,
+            words,
+            most,
+            afterwards,
         )
         return inject
 
