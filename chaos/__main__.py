@@ -69,6 +69,7 @@ def _options(running: argparse.ArgumentParser, name: str) -> None:
     running.add_argument("--postgres", type=int, help="15 or 18; default: dhara's own choice")
     running.add_argument("--older", help="F35: the commit of the release before; default: by its migrations")
     running.add_argument("--proxied", action="store_true", help="every connection through our proxy")
+    running.add_argument("--pooled", action="store_true", help="every connection through PgBouncer")
     running.add_argument(
         "--priority",
         action="store_true",
@@ -83,8 +84,10 @@ def _run(given: argparse.Namespace) -> int:
     if unknown := [row for row in rows if row not in FAULTS]:
         raise SystemExit(f"no such row: {', '.join(unknown)}; `python -m chaos list` names them")
     proxied = given.proxied or any("proxy" in FAULTS[row].needs for row in rows)
-    if not proxied and {"F37", "F39"} & set(rows) and not packets():
-        print("no iptables here: F37 and F39 go through the proxy", file=sys.stderr)
+    pooled = given.pooled or any("pooler" in FAULTS[row].needs for row in rows)
+    # The rules of iptables are made for each worker's own way to PostgreSQL.
+    if not proxied and {"F37", "F39"} & set(rows) and (pooled or not packets()):
+        print("no iptables, or no way of each worker's own: F37 and F39 go through the proxy", file=sys.stderr)
         proxied = True
     if "F46" in rows and shutil.which("cc") is None:
         raise SystemExit("F46 needs a C compiler, for a library that shifts the workers' clock: apt-get install gcc")
@@ -97,7 +100,7 @@ def _run(given: argparse.Namespace) -> int:
     order = Order(
         seed=given.seed, rows=rows, seconds=given.minutes * 60, rate=given.rate, workers=given.workers,
         processes=given.processes, pace=given.pace, least=given.least, calm=given.calm, lease=given.lease,
-        postgres=given.postgres, out=given.out, proxied=proxied, every=given.every, priority=given.priority,
+        postgres=given.postgres, out=given.out, proxied=proxied, pooled=pooled, every=given.every, priority=given.priority,
         older=given.older, full=given.size == "full",
     )  # fmt: skip
     summary, verdict = asyncio.run(run(order))

@@ -12,6 +12,7 @@ from typing import Any
 from chaos.faults import FAULTS
 from chaos.nemesis import Injection
 from chaos.recovery import rate
+from chaos.sizes import SIZES
 
 
 def picture(path: Path, times: Sequence[float], injections: Sequence[Injection], began: float, ended: float) -> None:
@@ -144,15 +145,33 @@ def totals(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def ledger_table(runs: Sequence[Mapping[str, Any]]) -> str:
     """The matrix with its figures, as Markdown."""
     found = totals(runs)
-    lines = ["| row | fault | bar | injected | measured | |", "| --- | --- | --- | ---: | --- | --- |"]
+    lines = [
+        "| row | fault | bar | injected | on 15 | pooled | measured | |",
+        "| --- | --- | --- | ---: | ---: | ---: | --- | --- |",
+    ]
+    elsewhere: list[str] = []
     for row in sorted(FAULTS, key=lambda row: (int(re.sub(r"\D", "", row)), row)):
         fault = FAULTS[row]
-        if found["rows"].get(row):
-            measured, met = _measured(row, runs)
-            bar = fault.bar or "every invariant"
-            lines.append(f"| {row} | {fault.about} | {bar} | {found['rows'][row]:,} | {measured} | {met} |")
+        mine = _by_server(row, runs)
+        if mine:
+            server, *others = (server for server in _SERVERS if server in mine)
+            measured, met = _measured(row, mine[server])
+            injected = {server: sum(run["rows"][row]["injected"] for run in rows) for server, rows in mine.items()}
+            counts = (injected.get(server, 0) for server in (_OLD, _POOLED))
+            lines.append(
+                f"| {row} | {fault.about} | {fault.bar or 'every invariant'} | {sum(injected.values()):,} | "
+                + " | ".join(f"{n:,}" if n else "" for n in counts)
+                + f" | {measured} | {met} |"
+            )
+            told = ((other, _measured(row, mine[other])) for other in others)
+            elsewhere += [f"- {row} {_NAMES[other]}: {shown}" for other, (shown, met) in told if met != "met"]
     lines += [
         "",
+        f"Bars that were missed {_NAMES[_OLD]} or {_NAMES[_POOLED]}:{'' if elsewhere else ' none.'}",
+        "",
+        *elsewhere,
+        *([""] if elsewhere else []),
+        *_statements(runs),
         "| kind of fault | injected |",
         "| --- | ---: |",
         *(f"| {kind} | {n:,} |" for kind, n in sorted(found["kinds"].items(), key=lambda kv: -kv[1])),
@@ -166,6 +185,27 @@ def ledger_table(runs: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _by_server(row: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The runs that have injected this row, by what they ran on, in order."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        if run["rows"].get(row, {}).get("injected"):
+            found.setdefault(_POOLED if _pooled(run) else run["postgres"].partition(".")[0], []).append(run)
+    return found
+
+
+def _statements(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How often the reply, or the request, of which statement was lost (F20, F21)."""
+    counts = {row: Counter[str]() for row in ("F20", "F21")}
+    for run in runs:
+        for row, count in counts.items():
+            figures = run["rows"].get(row, {"injected": 0})
+            count.update(figures.get("statements") or {"not told apart, in earlier runs": figures["injected"]})
+    names = sorted(counts["F20"] | counts["F21"], key=lambda name: (name.startswith("not"), name))
+    rows = [f"| {name} | {counts['F20'][name]:,} | {counts['F21'][name]:,} |" for name in names]
+    return [*("| statement | reply lost | request lost |", "| --- | ---: | ---: |"), *rows, ""] if rows else []
+
+
 def _servers(runs: Sequence[Mapping[str, Any]]) -> str:
     """How many faults on which server."""
     counts: Counter[str] = Counter()
@@ -176,9 +216,11 @@ def _servers(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _pooled(run: Mapping[str, Any]) -> bool:
-    return any("pooler" in FAULTS[row].needs for row in run["rows"])
+    return bool(run.get("pooled")) or any("pooler" in FAULTS[row].needs for row in run["rows"])
 
 
+_NEW, _OLD, _POOLED = _SERVERS = ("18", "15", "pooled")  # what a row's figures are told of, the first best
+_NAMES = {_NEW: "on PostgreSQL 18", _OLD: "on PostgreSQL 15", _POOLED: "behind PgBouncer"}
 _RANKS = ("", ", with priority", ", real-time")
 
 
@@ -188,17 +230,15 @@ def _rank(run: Mapping[str, Any]) -> int:
 
 
 def _measured(row: str, runs: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """What came of a row, and whether its bar is met; by the runs on PostgreSQL 18 without a pooler, and of them by
+    """What came of a row in these runs, and whether its bar is met; by those of full size if there are any, and of them by
     those that were least disturbed by what else ran on the machine."""
-    mine = [run for run in runs if run["rows"].get(row, {}).get("injected")]
-    direct = [run for run in mine if not _pooled(run)] or mine
-    newest = [run for run in direct if run["postgres"].startswith("18.")] or direct
-    ranks = [_rank(run) for run in newest]
-    figures = [run["rows"][row] for run, rank in zip(newest, ranks, strict=True) if rank == max(ranks)]
+    held = not any(run["violations"] for run in runs)
+    runs = [run for run in runs if run.get("size") == "full" and row in SIZES] or runs
+    ranks = [_rank(run) for run in runs]
+    figures = [run["rows"][row] for run, rank in zip(runs, ranks, strict=True) if rank == max(ranks)]
     # What a fault measures by itself is told of its latest run that was not left to others' mercy: it has what was mended.
-    latest = [run["rows"][row] for run, rank in zip(newest, ranks, strict=True) if rank >= min(1, max(ranks))]
+    latest = [run["rows"][row] for run, rank in zip(runs, ranks, strict=True) if rank >= min(1, max(ranks))]
     told = [one for found in latest[-1:] for one in found.get("told", ())]
-    held = not any(run["violations"] for run in mine)
     if told:
         missed = [one for one in told if not one["met"]]
         shown = (missed or told)[-1]["measured"]

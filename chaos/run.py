@@ -44,6 +44,7 @@ class Order:
     drain: float = 120.0
     out: Path | None = None
     proxied: bool = False
+    pooled: bool = False  # all through PgBouncer
     bound: float | None = None  # seconds until what a killed runner held is claimed again (I11)
     steps: tuple[Step, ...] = ()  # a schedule made by hand
     priority: bool = False  # it runs before all else on this machine: times are worth judging
@@ -60,7 +61,7 @@ async def run(order: Order) -> tuple[dict[str, Any], Verdict]:
         workers=order.workers,
         processes=order.processes,
         rate=order.rate,
-        needs=needs | ({"proxy"} if order.proxied else frozenset()),
+        needs=needs | {need for need, wanted in (("proxy", order.proxied), ("pooler", order.pooled)) if wanted},
         postgres=order.postgres,
         lease=order.lease,
         older=order.older,
@@ -128,6 +129,7 @@ async def _run(order: Order, arena: Arena) -> tuple[dict[str, Any], Verdict, Sho
             "rate": order.rate,
             "workers": order.workers,
             "size": "full" if order.full else "quick",
+            "pooled": "pooler" in arena.needs,
             "priority": order.priority,
             "realtime": os.sched_getscheduler(0) != os.SCHED_OTHER,
             "acknowledged": len(arena.workload.acknowledged),

@@ -32,7 +32,7 @@ STATEMENTS = {
     "settle": load("tasks/settle", "dhara"),
     "beat": load("workers/beat", "dhara"),
     "fire of a schedule": load("schedules/advance", "dhara"),
-    "commit of ctx.transaction()": "dhara.complete(",
+    "commit of ctx.transaction()": ".complete(given.outcome)",
 }
 _CUTTING, _PAUSE = 4.0, 0.5  # seconds: of one injection, and between two cuts at the same statement
 

@@ -164,6 +164,21 @@ def test_recovery_and_the_ledger(tmp_path: Path) -> None:
     table = report.ledger_table(json.loads(ledger.read_text()))
     assert "at worst 4.0 s, with priority | **missed** |" in table
     assert "not so | **missed** (1 of 2) |" in table
+    # Figures are told of PostgreSQL 18, of the size that the bar asks for; what was missed elsewhere is told below.
+    for size, met in (("full", False), ("quick", True)):
+        held = {"injected": 1, "told": [{"measured": f"{size} measured", "met": met}]}
+        report.add_to_ledger(ledger, base | {"rows": {"F23": held}, "size": size})
+    report.add_to_ledger(ledger, base | {"rows": {"F9": told, "F16": {"injected": 2, **slow}}, "postgres": "15.18"})
+    report.add_to_ledger(ledger, base | {"rows": {"F9": told}, "pooled": True})
+    cuts = {"F20": {"injected": 5, "statements": {"claim": 2, "beat": 3}}, "F21": {"injected": 7}}
+    report.add_to_ledger(ledger, base | {"rows": cuts})
+    table = report.ledger_table(json.loads(ledger.read_text()))
+    assert "| 6 | 2 | 2 | not so | **missed** (1 of 2) |" in table
+    assert "full measured | **missed** |" in table
+    assert "- F9 on PostgreSQL 15: not so" in table
+    assert "- F9 behind PgBouncer: not so" in table
+    assert "| beat | 3 | 0 |" in table
+    assert "| not told apart, in earlier runs | 0 | 7 |" in table
 
 
 # breaks what a schedule should have done, $1 a task that it enqueued
