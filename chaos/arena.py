@@ -242,9 +242,13 @@ class Arena:
             await db.close()
 
     async def pause_schedules(self) -> None:
-        """So that the work comes to an end."""
+        """So that the work comes to an end; once they have caught up with what a fault kept them from, if they do."""
         db = await self.connect()
         try:
+            overdue = "SELECT EXISTS (SELECT FROM dhara.schedules WHERE next_at < clock_timestamp() - interval '2 s')"
+            end = time.monotonic() + 60
+            while await db.fetchval(overdue) and time.monotonic() < end:
+                await asyncio.sleep(0.3)
             for name in self._schedules:
                 await Schedules(db).pause(name, "chaos")
         finally:
