@@ -129,7 +129,7 @@ class Arena:
         self.delays: list[float] = []  # waits after a first failure, as parts of the base of their backoff
         self.older = Release(self.folder / "older", older) if "older" in needs else None
         self.url = ""  # of `dhara server`, where one runs
-        self._schedules = {"tick": TICK} | ({"second": 1.0, "other": 1.0} if "fires" in needs else {})
+        self._schedules = {"tick": TICK} | ({f"second-{n}": 1.0 for n in range(5)} if "fires" in needs else {})
         self._workers, self._processes, self._rate = workers, processes, rate
         self._settings = {"base_backoff": "100ms", "stale_after": f"{lease}s", **(settings or {})}
         self._stack = AsyncExitStack()

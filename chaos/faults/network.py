@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 
 from chaos import measure
 from chaos.faults.row import fault
-from dhara.store.pool import DatabaseSettings, connect
+from dhara.maintenance.scheduler import Scheduler
+from dhara.store.pool import DatabaseSettings, Pool, connect
 from dhara.store.sql import load
 from tests.e2e.kit import H, P
 from tests.proxy import Cut, Proxy
@@ -34,7 +35,7 @@ STATEMENTS = {
     "fire of a schedule": load("schedules/advance", "dhara"),
     "commit of ctx.transaction()": ".complete(given.outcome)",
 }
-_CUTTING, _PAUSE = 4.0, 0.5  # seconds: of one injection, and between two cuts at the same statement
+_CUTTING, _PAUSE = 4.0, 0.2  # seconds: of one injection, and between two cuts at the same statement
 
 
 def packets() -> bool:
@@ -84,18 +85,24 @@ async def _lose(arena: Arena, rng: random.Random, reply: bool) -> dict[str, Any]
     """Every statement is cut again and again, each whenever it comes, by whichever worker."""
     made: Counter[str] = Counter()
     end = time.monotonic() + _CUTTING
-    await asyncio.gather(*(_cutting(arena, name, reply, end, made, rng) for name in STATEMENTS))
+    rival = asyncio.create_task(_firing(arena))
+    try:
+        await asyncio.gather(*(_cutting(arena, name, reply, end, made, rng) for name in STATEMENTS))
+    finally:
+        rival.cancel()
+        await asyncio.gather(rival, return_exceptions=True)
     return {"count": made.total(), "statements": dict(made)}
 
 
 async def _cutting(arena: Arena, name: str, reply: bool, end: float, made: Counter[str], rng: random.Random) -> None:
     assert arena.front is not None
     workers = [member.proxy for member in arena.members[: len(arena.members) - arena.spared] if member.proxy]
+    ways = {"enqueue": [arena.front], "fire of a schedule": [arena.front, *workers]}
     turn = rng.randrange(len(workers))
     while (left := end - time.monotonic()) > 0:
         cut = Cut(STATEMENTS[name], reply=reply)
         turn += 1
-        chosen = {"enqueue": [arena.front], "beat": [workers[turn % len(workers)]]}.get(name, workers)
+        chosen = [workers[turn % len(workers)]] if name == "beat" else ways.get(name, workers)
         for proxy in chosen:
             proxy.lose(cut)
         with suppress(TimeoutError):
@@ -105,6 +112,19 @@ async def _cutting(arena: Arena, name: str, reply: bool, end: float, made: Count
             proxy.forget(cut)
         # The next beat is another worker's, lest one lose all of its own.
         await asyncio.sleep(0 if name == "beat" else _PAUSE)
+
+
+async def _firing(arena: Arena) -> None:
+    """A rival of the workers' own scheduler, which after a lost connection waits for a second."""
+    assert arena.front is not None
+    settings = DatabaseSettings(dsn=arena.front.dsn, pool_max=1, prepared="pooler" not in arena.needs)
+    while True:
+        with suppress(Exception):  # it is what is to be hurt
+            async with Pool(settings, "dhara rival") as pool:
+                while True:
+                    await Scheduler(pool).tick()
+                    await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)
 
 
 async def _ghosts(arena: Arena, spans: Sequence[tuple[float, float]]) -> dict[str, Any]:
