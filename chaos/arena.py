@@ -22,6 +22,7 @@ from uuid import UUID
 
 import asyncpg
 
+from chaos import measure
 from chaos.faults.clocks import beside
 from chaos.handlers import NOTES
 from chaos.release import Release
@@ -255,17 +256,17 @@ class Arena:
             await db.close()
 
     async def until_final(self, timeout: float) -> bool:
-        """Whether every task becomes final in time."""
-        query = "SELECT NOT EXISTS (SELECT FROM dhara.tasks WHERE status IN ('PENDING', 'RUNNING'))"
-        end = time.monotonic() + timeout
+        """Whether every task becomes final; given up once `timeout` seconds have passed without one that did."""
+        query = "SELECT count(*) FROM dhara.tasks WHERE status IN ('PENDING', 'RUNNING')"
+        end, fewest = time.monotonic() + timeout, None
         while time.monotonic() < end:
             with suppress(Exception):
-                db = await self.connect()
-                try:
-                    if await db.fetchval(query):
-                        return True
-                finally:
-                    await db.close()
+                async with measure.session(self) as db:
+                    open_ = await db.fetchval(query)
+                if not open_:
+                    return True
+                if fewest is None or open_ < fewest:
+                    end, fewest = time.monotonic() + timeout, open_
             await asyncio.sleep(0.3)
         return False
 

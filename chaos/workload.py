@@ -25,7 +25,7 @@ MIX: Mapping[str, float] = {
 }  # fmt: skip
 CANCELED = 0.01
 _TICK = 0.05
-_MOST_OPEN = 2_000
+_MOST_OPEN = 5.0  # seconds' worth of enqueues under way: were there many more, repeating them would be all that it does
 _RETRIES = {"fail": 2, "hang": 1}
 NEVER_CANCELED = ("stubborn", "hog", "storm", "poison")
 
@@ -50,13 +50,13 @@ class Workload:
 
     async def run(self) -> None:
         """Until cancelled."""
-        due, last = 0.0, time.monotonic()
+        due, last, most = 0.0, time.monotonic(), max(100.0, _MOST_OPEN * self._rate)
         while True:
             await asyncio.sleep(_TICK)
             now = time.monotonic()
             due = min(due + (now - last) * self._rate, self._rate)
             last = now
-            while due >= 1 and len(self._open) < _MOST_OPEN:
+            while due >= 1 and len(self._open) < most:
                 due -= 1
                 self.submit(self._rng.choices(list(MIX), list(MIX.values()))[0])
             self._sync()
