@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from chaos import plan, recovery, report, soak
+from chaos import measure, plan, recovery, report, soak
 from chaos.checker import Evidence, Notes, Run, judge, lopsided, misfired, read_notes
 from chaos.faults import FAULTS
 from chaos.handlers import NOTES, digest, note
@@ -179,6 +179,21 @@ def test_recovery_and_the_ledger(tmp_path: Path) -> None:
     assert "- F9 behind PgBouncer: not so" in table
     assert "| beat | 3 | 0 |" in table
     assert "| not told apart, in earlier runs | 0 | 7 |" in table
+
+
+async def test_ghost_claims_are_timed_by_the_log(db: Connection) -> None:
+    """F20: from the claim whose answer was lost, while they were, to its release; nothing else is one."""
+    task = await make_task(db, State.COMPLETED)
+    ended = "UPDATE dhara.task_history SET event = 'RELEASED', reason = $1, at = claimed_at + interval '3 s'"
+    claimed = await db.fetchval(
+        "SELECT extract(epoch FROM claimed_at)::float8 FROM dhara.task_history WHERE task_id = $1", task.id
+    )
+    await db.execute("SET session_replication_role = replica")
+    await db.execute(ended, "drained")
+    assert await measure.ghosts(db, [(claimed - 1, claimed + 1)]) == []
+    await db.execute(ended, "ghost claim: its answer was lost")
+    assert await measure.ghosts(db, [(claimed - 9, claimed - 8), (claimed - 1, claimed + 1)]) == [3.0]
+    assert await measure.ghosts(db, [(claimed + 1, claimed + 2)]) == []
 
 
 # breaks what a schedule should have done, $1 a task that it enqueued

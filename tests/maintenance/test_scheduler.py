@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,12 +22,13 @@ from dhara.maintenance.chores import Chores
 from dhara.maintenance.scheduler import Scheduler
 from dhara.maintenance.settings import MaintenanceSettings
 from dhara.store.audit import Audit
-from dhara.store.pool import DatabaseSettings, Pool
+from dhara.store.pool import TRANSIENT, DatabaseSettings, Pool
 from dhara.store.schedules import Schedules
 from dhara.store.tasks import Tasks
 from dhara.store.workers import Workers
 from fuzz import fires
 from tests.factories import claim, make_task, settlement
+from tests.proxy import Proxy
 from tests.waiting import eventually
 
 
@@ -98,6 +100,22 @@ async def test_the_firer_is_killed_and_stopped_as_it_fires(dsn: str) -> None:
     verdict = await fires.run(dsn, 12, schedules=6, processes=2)
     assert verdict.fires >= 12 and verdict.faults, verdict
     assert (verdict.missing, verdict.twice, verdict.strange) == (0, 0, 0), verdict
+
+
+@pytest.mark.parametrize("reply", [True, False])
+async def test_a_fire_whose_commit_is_cut_off_happens_once(
+    dsn: str, pool: Pool, schedules: Schedules, reply: bool
+) -> None:
+    """F20, F21: the COMMIT's answer is lost, or it never reaches the server."""
+    await make(pool, late=1)
+    async with Proxy(dsn) as proxy, Pool(DatabaseSettings(dsn=proxy.dsn, pool_max=1)) as cut:
+        (proxy.lose_reply if reply else proxy.lose_request)("schedules/advance")
+        with suppress(*TRANSIENT):
+            await Scheduler(cut).tick()
+        assert proxy.cuts == 1
+        assert await enqueued(pool) == reply, "within a transaction it is the commit that is cut off"
+        await Scheduler(cut).tick()
+    assert len(await schedules.fires("s")) == await enqueued(pool) == 1
 
 
 async def test_a_stale_reader_fires_nothing(pool: Pool, schedules: Schedules) -> None:
