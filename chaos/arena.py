@@ -226,7 +226,7 @@ class Arena:
 
     async def connect(self, **options: Any) -> asyncpg.Connection[asyncpg.Record]:
         """A connection of the judge's own, past all faults."""
-        return await asyncpg.connect(self.judged, timeout=10, **options)
+        return await asyncpg.connect(self.judged, timeout=60, **options)
 
     async def until_live(self, timeout: float = 60) -> None:
         """Every worker beats."""
