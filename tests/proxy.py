@@ -29,13 +29,23 @@ _PIECE = 4_096
 class Cut:
     """A connection is to be cut at the next execution of a statement, which is known by a part of its text: before it reaches
     the server, or (`reply`) after it is committed. Within a transaction it is that one's COMMIT which is lost, or its answer.
+    `spares`: so many executions pass unharmed before.
     """
 
-    def __init__(self, text: str, *, reply: bool) -> None:
+    def __init__(self, text: str, *, reply: bool, spares: int = 0) -> None:
         self.text = text
         self.reply = reply
+        self._spares = spares
         self.taken = False  # a connection has executed the statement
         self.done = asyncio.Event()
+
+    def takes(self, query: str) -> bool:
+        """Whether it is to be made at this statement; from now on it is for nobody else then."""
+        if self.taken or self.text not in query:
+            return False
+        self._spares -= 1
+        self.taken = self._spares < 0
+        return self.taken
 
     @classmethod
     def at(cls, name: str, *, reply: bool) -> Self:
@@ -137,12 +147,8 @@ class Proxy:
         await writer.drain()
 
     def take(self, query: str) -> Cut | None:
-        """The cut that is to be made at this statement, if any, from now on for nobody else."""
-        for cut in self._wanted:
-            if not cut.taken and cut.text in query:
-                cut.taken = True
-                return cut
-        return None
+        """The cut that is to be made at this statement, if any."""
+        return next((cut for cut in self._wanted if cut.takes(query)), None)
 
     def made(self, cut: Cut) -> None:
         """It has been carried out."""
