@@ -44,8 +44,8 @@ async def snapshot_held(arena: Arena, rng: random.Random) -> dict[str, Any]:
     left, in_vain = after[-1], held[-1].vacuums - held[0].vacuums
     return {
         "held": [vars(sample) for sample in held], "after": [vars(sample) for sample in after],
-        "measured": f"held for {seconds} s at {calm.rate:.0f}/s: {during.against(calm)}; dead tuples {most:,} at most, {left.dead:,}"
-        f" {left.at:.0f} s after its end (autovacuum came {in_vain} times meanwhile, {left.vacuums - held[-1].vacuums} after)",
+        "measured": f"held for {seconds} s at {calm.rate:.0f}/s: {during.against(calm)}; dead tuples {most:,} at most,"
+        f" {left.dead:,} {left.at:.0f} s after its end (autovacuum came {in_vain} times meanwhile, {left.vacuums - held[-1].vacuums} after)",
         "met": during.rate >= 0.95 * calm.rate and during.p99 <= 3 * calm.p99 and left.dead < 0.1 * most,
     }  # fmt: skip
 
@@ -122,8 +122,8 @@ async def no_vacuum(arena: Arena, rng: random.Random) -> dict[str, Any]:
             await _vacuum(db, "true")
     when = "never" if seen is None else f"after {seen:.0f} s"
     return {
-        "measured": f"off for {seconds / 60:g} min at {calm.rate:.0f}/s: {during.against(calm)} in the last half minute; dead tuples"
-        f" {dead:,}; the alert's condition held {when}",
+        "measured": f"off for {seconds / 60:g} min at {calm.rate:.0f}/s: {during.against(calm)} in the last half minute; dead"
+        f" tuples {dead:,}; the alert's condition held {when}",
         "met": during.p99 <= 5 * calm.p99 and bool(seen),
     }  # fmt: skip
 
