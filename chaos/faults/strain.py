@@ -42,10 +42,11 @@ async def snapshot_held(arena: Arena, rng: random.Random) -> dict[str, Any]:
     most = max(sample.dead for sample in held)
     after = await _sampled(arena, _RELEASED, enough=0.1 * most)
     left, in_vain = after[-1], held[-1].vacuums - held[0].vacuums
+    came = left.vacuums - held[-1].vacuums
     return {
         "held": [vars(sample) for sample in held], "after": [vars(sample) for sample in after],
         "measured": f"held for {seconds} s at {calm.rate:.0f}/s: {during.against(calm)}; dead tuples {most:,} at most,"
-        f" {left.dead:,} {left.at:.0f} s after its end (autovacuum came {in_vain} times meanwhile, {left.vacuums - held[-1].vacuums} after)",
+        f" {left.dead:,} {left.at:.0f} s after its end (autovacuum came {in_vain} times meanwhile, {came} after)",
         "met": during.rate >= 0.95 * calm.rate and during.p99 <= 3 * calm.p99 and left.dead < 0.1 * most,
     }  # fmt: skip
 
