@@ -83,35 +83,39 @@ def _rules(*wanted: list[str]) -> Iterator[None]:
 
 async def _lose(arena: Arena, rng: random.Random, reply: bool) -> dict[str, Any]:
     """Every statement is cut again and again, each whenever it comes, by whichever worker."""
+    assert arena.front is not None
     made: Counter[str] = Counter()
     end = time.monotonic() + _CUTTING
+    workers = [member.proxy for member in arena.members[: len(arena.members) - arena.spared] if member.proxy]
+    ways = {name: [workers] for name in STATEMENTS}
+    ways |= {
+        "enqueue": [[arena.front]],
+        "fire of a schedule": [[arena.front, *workers]],
+        "beat": [[one] for one in workers],
+    }
     rival = asyncio.create_task(_firing(arena))
     try:
-        await asyncio.gather(*(_cutting(arena, name, reply, end, made, rng) for name in STATEMENTS))
+        await asyncio.gather(*(_cutting(name, reply, way, end, made) for name, each in ways.items() for way in each))
     finally:
         rival.cancel()
         await asyncio.gather(rival, return_exceptions=True)
     return {"count": made.total(), "statements": dict(made)}
 
 
-async def _cutting(arena: Arena, name: str, reply: bool, end: float, made: Counter[str], rng: random.Random) -> None:
-    assert arena.front is not None
-    workers = [member.proxy for member in arena.members[: len(arena.members) - arena.spared] if member.proxy]
-    ways = {"enqueue": [arena.front], "fire of a schedule": [arena.front, *workers]}
-    turn = rng.randrange(len(workers))
+async def _cutting(name: str, reply: bool, way: Sequence[Proxy], end: float, made: Counter[str]) -> None:
+    """Cut at one statement, on whichever of these ways it comes first."""
     while (left := end - time.monotonic()) > 0:
-        # Beats of the workers in turn, and of each worker's every second one at most: it would lose its leases.
+        # Of a worker's beats every second one at most: it would lose its leases.
         cut = Cut(STATEMENTS[name], reply=reply, spares=int(name == "beat"))
-        turn += 1
-        chosen = [workers[turn % len(workers)]] if name == "beat" else ways.get(name, workers)
-        for proxy in chosen:
+        for proxy in way:
             proxy.lose(cut)
         with suppress(TimeoutError):
             await asyncio.wait_for(cut.done.wait(), left)
             made[name] += 1
-        for proxy in chosen:
+        for proxy in way:
             proxy.forget(cut)
-        await asyncio.sleep(0 if name == "beat" else _PAUSE)
+        # Fires come all at once, on the second.
+        await asyncio.sleep(0 if name.startswith("fire") else _PAUSE)
 
 
 async def _firing(arena: Arena) -> None:
