@@ -25,7 +25,8 @@ def _sum(side: str, gauges: Mapping[str, float]) -> float:
 
 def _value(factor: str, gauges: Mapping[str, float]) -> float:
     named = re.fullmatch(r"max\((\w+)\)", factor)
-    return gauges[named[1]] if named else float(factor)
+    # As in Prometheus, nothing holds of what is not there: dhara leaves out what it could not read in time.
+    return gauges.get(named[1], math.nan) if named else float(factor)
 
 
 def gauges(exposition: str) -> dict[str, float]:

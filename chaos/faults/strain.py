@@ -134,9 +134,10 @@ async def _until_seen(arena: Arena, seconds: float) -> float | None:
     start, seen = time.monotonic(), None
     async with httpx.AsyncClient() as http:
         while (gone := time.monotonic() - start) < seconds:
-            text = (await http.get(f"{arena.url}/metrics", timeout=60)).text
-            if seen is None and alerts.holds("DharaDeadRows", alerts.gauges(text)):
-                seen = gone if gone > 2.0 else 0.0
+            with suppress(httpx.HTTPError):
+                text = (await http.get(f"{arena.url}/metrics", timeout=60)).text
+                if seen is None and alerts.holds("DharaDeadRows", alerts.gauges(text)):
+                    seen = gone if gone > 2.0 else 0.0
             await asyncio.sleep(5.0)
     return seen
 
