@@ -228,7 +228,7 @@ class Arena:
         """A connection of the judge's own, past all faults."""
         return await asyncpg.connect(self.judged, timeout=60, **options)
 
-    async def until_live(self, timeout: float = 60) -> None:
+    async def until_live(self, timeout: float = 180) -> None:
         """Every worker beats."""
         db = await self.connect()
         try:

@@ -32,7 +32,7 @@ def _answers(dsn: str) -> bool:
         return True
 
 
-def _until(ready: Callable[[], object], what: str, timeout: float = 30) -> None:
+def _until(ready: Callable[[], object], what: str, timeout: float = 120) -> None:
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         with suppress(Exception):
