@@ -91,7 +91,7 @@ class Member:
 
 class Arena:
     """Everything of one run. `async with`; afterwards nothing of it is left. `needs`: those of its faults; `full`: they
-    have the sizes that their bars ask for.
+    have the sizes that their bars ask for; `statements`: those to which F20 and F21 keep, none: all.
     """
 
     def __init__(
@@ -107,11 +107,13 @@ class Arena:
         settings: dict[str, str] | None = None,
         older: str | None = None,
         full: bool = False,
+        statements: tuple[str, ...] = (),
     ) -> None:
         self.rng = random.Random(seed)
         self.lease = lease
         self.needs = needs
         self.full = full
+        self.statements = statements
         self.folder = Path(tempfile.mkdtemp(prefix="dhara-chaos-", dir=_place()))
         self.folder.chmod(0o711)
         self.notes = self.folder / "notes"
@@ -130,7 +132,7 @@ class Arena:
         self.delays: list[float] = []  # waits after a first failure, as parts of the base of their backoff
         self.older = Release(self.folder / "older", older) if "older" in needs else None
         self.url = ""  # of `dhara server`, where one runs
-        self._schedules = {"tick": TICK} | ({f"second-{n}": 1.0 for n in range(5)} if "fires" in needs else {})
+        self._schedules = {"tick": TICK} | ({f"second-{n}": 1.0 for n in range(8)} if "fires" in needs else {})
         self._workers, self._processes, self._rate = workers, processes, rate
         self._settings = {"base_backoff": "100ms", "stale_after": f"{lease}s", **(settings or {})}
         self._stack = AsyncExitStack()

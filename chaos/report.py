@@ -194,6 +194,14 @@ def _by_server(row: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Ma
     return found
 
 
+_LOST = {
+    "complete": "complete: the settlement of a success",
+    "settle": "settle: any other, and releases",
+    "fire": "fire: the commit of a schedule's fire",
+    "transaction": "transaction: a commit of `ctx.transaction()`",
+}
+
+
 def _statements(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """How often the reply, or the request, of which statement was lost (F20, F21)."""
     counts = {row: Counter[str]() for row in ("F20", "F21")}
@@ -202,7 +210,7 @@ def _statements(runs: Sequence[Mapping[str, Any]]) -> list[str]:
             figures = run["rows"].get(row, {"injected": 0})
             count.update(figures.get("statements") or {"not told apart, in earlier runs": figures["injected"]})
     names = sorted(counts["F20"] | counts["F21"], key=lambda name: (name.startswith("not"), name))
-    rows = [f"| {name} | {counts['F20'][name]:,} | {counts['F21'][name]:,} |" for name in names]
+    rows = [f"| {_LOST.get(name, name)} | {counts['F20'][name]:,} | {counts['F21'][name]:,} |" for name in names]
     return [*("| statement | reply lost | request lost |", "| --- | ---: | ---: |"), *rows, ""] if rows else []
 
 

@@ -50,6 +50,7 @@ class Order:
     priority: bool = False  # it runs before all else on this machine: times are worth judging
     older: str | None = None  # the commit of the release before (F35); None: found by its migrations
     full: bool = False  # faults of the sizes that their bars ask for
+    statements: tuple[str, ...] = ()  # to which F20 and F21 keep; none: all
     every: float = 0.0  # one fault of any row each so many seconds, instead of row after row
 
 
@@ -66,6 +67,7 @@ async def run(order: Order) -> tuple[dict[str, Any], Verdict]:
         lease=order.lease,
         older=order.older,
         full=order.full,
+        statements=order.statements,
     )
     try:
         async with arena:

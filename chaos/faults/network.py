@@ -32,8 +32,8 @@ STATEMENTS = {
     "complete": load("tasks/complete", "dhara"),
     "settle": load("tasks/settle", "dhara"),
     "beat": load("workers/beat", "dhara"),
-    "fire of a schedule": load("schedules/advance", "dhara"),
-    "commit of ctx.transaction()": ".complete(given.outcome)",
+    "fire": load("schedules/advance", "dhara"),
+    "transaction": ".complete(given.outcome)",
 }
 _CUTTING, _PAUSE = 4.0, 0.2  # seconds: of one injection, and between two cuts at the same statement
 
@@ -90,12 +90,14 @@ async def _lose(arena: Arena, rng: random.Random, reply: bool) -> dict[str, Any]
     ways = {name: [workers] for name in STATEMENTS}
     ways |= {
         "enqueue": [[arena.front]],
-        "fire of a schedule": [[arena.front, *workers]],
+        "fire": [[arena.front, *workers]],
         "beat": [[one] for one in workers],
     }
     rival = asyncio.create_task(_firing(arena))
     try:
-        await asyncio.gather(*(_cutting(name, reply, way, end, made) for name, each in ways.items() for way in each))
+        await asyncio.gather(
+            *(_cutting(name, reply, way, end, made) for name in arena.statements or STATEMENTS for way in ways[name])
+        )
     finally:
         rival.cancel()
         await asyncio.gather(rival, return_exceptions=True)
@@ -115,7 +117,7 @@ async def _cutting(name: str, reply: bool, way: Sequence[Proxy], end: float, mad
         for proxy in way:
             proxy.forget(cut)
         # Fires come all at once, on the second.
-        await asyncio.sleep(0 if name.startswith("fire") else _PAUSE)
+        await asyncio.sleep(0 if name == "fire" else _PAUSE)
 
 
 async def _firing(arena: Arena) -> None:
