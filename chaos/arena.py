@@ -245,12 +245,15 @@ class Arena:
             await db.close()
 
     async def pause_schedules(self) -> None:
-        """So that the work comes to an end; once they have caught up with what a fault kept them from, if they do."""
+        """So that the work comes to an end; once they have caught up with what a fault kept them from, given up after a minute
+        without progress."""
         db = await self.connect()
         try:
-            overdue = "SELECT EXISTS (SELECT FROM dhara.schedules WHERE next_at < clock_timestamp() - interval '2 s')"
-            end = time.monotonic() + 60
-            while await db.fetchval(overdue) and time.monotonic() < end:
+            overdue = "SELECT min(next_at) FROM dhara.schedules WHERE next_at < clock_timestamp() - interval '2 s'"
+            end, before = time.monotonic() + 60, None
+            while (now := await db.fetchval(overdue)) is not None and time.monotonic() < end:
+                if now != before:
+                    end, before = time.monotonic() + 60, now
                 await asyncio.sleep(0.3)
             for name in self._schedules:
                 await Schedules(db).pause(name, "chaos")
