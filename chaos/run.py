@@ -211,7 +211,8 @@ async def _rows(
     for row in order.rows:
         if (afterwards := FAULTS[row].afterwards) is not None:
             spans = [(injection.start, injection.end) for injection in injections if injection.row == row]
-            found[row].setdefault("told", []).append(await afterwards(arena, spans))
+            if told := await afterwards(arena, spans):
+                found[row].setdefault("told", []).append(told)
     return found
 
 

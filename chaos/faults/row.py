@@ -23,7 +23,7 @@ class Fault:
     `fires` (schedules that fire each second). `skips`: statements of the audit that cannot hold under it. `lasting`:
     recovery is measured from its end. `most`: seconds it may take; a fault that has another bar answers what was `measured`
     and whether it is `met`, or `afterwards` does, by the whole run's log, given when each injection began and ended (wall
-    time). `bar`: in words, for the report.
+    time); it may have nothing to say. `bar`: in words, for the report.
     """
 
     row: str
