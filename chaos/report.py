@@ -246,7 +246,7 @@ def _measured(row: str, runs: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     figures = [run["rows"][row] for run, rank in zip(runs, ranks, strict=True) if rank == max(ranks)]
     # What a fault measures by itself is told of its latest run that was not left to others' mercy: it has what was mended.
     latest = [run["rows"][row] for run, rank in zip(runs, ranks, strict=True) if rank >= min(1, max(ranks))]
-    told = [one for found in latest[-1:] for one in found.get("told", ())]
+    told = next((found["told"] for found in reversed(latest) if found.get("told")), ())
     if told:
         missed = [one for one in told if not one["met"]]
         shown = (missed or told)[-1]["measured"]
