@@ -1,4 +1,5 @@
-"""The demo's handlers: one that answers, one that takes a while, one that always fails, one that can be canceled.
+"""The demo's handlers: one that answers, one that takes a while, one that always fails, one whose service is down for some
+seconds, one that can be canceled.
 
 `dhara worker dhara.demo` runs them; `dhara dev --demo` does everything at once.
 """
@@ -6,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any
 
 from dhara.domain.backoff import RetryPolicy
@@ -13,6 +15,7 @@ from dhara.worker.context import Context
 from dhara.worker.registry import Registry
 
 tasks = Registry()
+ALWAYS = 'this handler always fails, unless it is retried with the payload {"fail": false}'
 
 
 @tasks.task("echo")
@@ -32,12 +35,21 @@ async def send_email(to: str, subject: str = "", *, ctx: Context) -> dict[str, s
 
 
 @tasks.task("always_fail", retry=RetryPolicy(max_retries=3, base=0.4, cap=2))
-async def always_fail(ctx: Context, message: str = "this handler always fails", fail: bool = True) -> str:
+async def always_fail(ctx: Context, message: str = ALWAYS, fail: bool = True) -> str:
     """Fail, so that retries, backoff and the dead letters can be seen; and be mended, by another payload."""
     if not fail:
         return "mended"
-    ctx.log.warning('attempt %d is about to fail; with the payload {"fail": false} it would not', ctx.attempt)
+    ctx.log.warning("attempt %d is about to fail", ctx.attempt)
     raise RuntimeError(message)
+
+
+@tasks.task("charge_card", queue="payments", retry=RetryPolicy(max_retries=1, base=0.4))
+async def charge_card(order: int, cents: int, down_until: str, *, ctx: Context) -> dict[str, Any]:
+    """Pretend to charge a card at a service that is down until then (RFC 3339): what it fails at, a later retry mends."""
+    ctx.log.info("order %d: asking payments.example for %.2f", order, cents / 100)
+    if datetime.now(UTC) < datetime.fromisoformat(down_until):
+        raise ConnectionError(f"payments.example answers 503, for maintenance until {down_until[11:19]} UTC")
+    return {"order": order, "charged": cents}
 
 
 @tasks.task("slow_task", timeout=3600)
@@ -48,4 +60,5 @@ async def slow_task(ctx: Context, seconds: float = 3.0, steps: int = 5) -> dict[
         ctx.check_canceled()
         await asyncio.sleep(seconds / steps)
         ctx.log.info("step %d of %d", step, steps)
+        await ctx.progress(100 * step / steps, f"step {step} of {steps}")
     return {"slept": seconds}

@@ -89,6 +89,9 @@ def _settings(console: Console, port: int | None, demo: bool) -> Settings:
     if "DHARA_LOG_LEVEL" not in os.environ and found.log_level == "info":
         # What the demo shows in its table would be said twice.
         found = replace(found, log_level="error" if demo else "warning")
+    if demo and found.shutdown_timeout == _usual("shutdown_timeout"):
+        # Nobody waits for what the demo leaves running.
+        found = replace(found, shutdown_timeout=1.0)
     return found
 
 
@@ -132,6 +135,7 @@ def _serve(guide: Guide, settings: Settings, beside: list[str], *, any_port: boo
     environ = os.environ | {
         "DHARA_DATABASE_URL": settings.database_url,
         "DHARA_LOG_LEVEL": settings.log_level,
+        "DHARA_SHUTDOWN_TIMEOUT": str(settings.shutdown_timeout),
     }
 
     async def main() -> int:
@@ -154,7 +158,7 @@ async def _live(guide: Guide, app: App, *, demo: bool, once: bool) -> int:
     serving = asyncio.create_task(app.run(), name="app")
     if not demo:
         return await serving
-    showing = asyncio.create_task(_demonstrate(guide, app), name="demo")
+    showing = asyncio.create_task(_demonstrate(guide, app, once), name="demo")
     await asyncio.wait({serving, showing}, return_when=asyncio.FIRST_COMPLETED)
     if not showing.done():  # Told to stop, or could not start.
         showing.cancel()
@@ -169,13 +173,17 @@ async def _live(guide: Guide, app: App, *, demo: bool, once: bool) -> int:
     return await serving
 
 
-async def _demonstrate(guide: Guide, app: App) -> Verdict:
+async def _demonstrate(guide: Guide, app: App, once: bool) -> Verdict:
+    from datetime import UTC, datetime
+
     from dhara.cli.database import client
-    from dhara.cli.showcase import show
+    from dhara.cli.showcase import leftovers, show
 
     await app.started.wait()
     async with client(app.settings, patience=10) as opened:
         verdict = await show(opened, guide.console, SETTLE_SECONDS)
+        if not once:
+            await opened.enqueue_many(leftovers(datetime.now(UTC)))
     guide.judge(verdict)
     return verdict
 
@@ -232,12 +240,15 @@ class Guide:
         if self.console.json:
             return
         dead = next((task for task in verdict.tasks if task.type == always_fail.type), verdict.tasks[0])
-        self.console.print("\nTry next, in another terminal:\n")
+        self.console.print(
+            "\nNow three cards could not be charged, for a service was down, and a slow task runs."
+            f"\nOpen {self._address}/ to see what runs, what failed and why, and mend it: Retry … sends the three back.\n"
+        )
+        self.console.print("Or try, in another terminal:\n")
         self._say_usual()
         self._hint("what became of always_fail", f"curl -s {self._address}/api/v1/tasks/{dead.id}/logs")
         mended = """-H 'content-type: application/json' -d '{"payload": {"fail": false}}'"""
         self._hint("mend it", f"curl -s -X POST {self._address}/api/v1/tasks/{dead.id}/retry {mended}")
-        self._hint("see what runs, what failed and why, and mend it there", f"open {self._address}/ in a browser")
         self.console.print("Still serving; Ctrl-C stops everything.")
 
     def _say_usual(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from msgspec import Struct
@@ -14,12 +14,14 @@ from msgspec import Struct
 from dhara.cli.console import Console
 from dhara.cli.tables import clean, coloured, span, table
 from dhara.client import AsyncClient
-from dhara.demo import always_fail, echo, send_email, slow_task
+from dhara.demo import always_fail, charge_card, echo, send_email, slow_task
 from dhara.domain.lifecycle import FINAL, State
 from dhara.domain.task import Call, Task
 
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _FRAME = 0.1
+# Seconds: long enough that all attempts fail, over when somebody has found out.
+OUTAGE = 8.0
 _HEAD = ("", "TYPE", "STATUS", "ATTEMPTS", "TOOK", "WHAT HAPPENS")
 
 
@@ -30,6 +32,15 @@ def calls() -> list[Call]:
         send_email.s(to="ada@example.org", subject="Welcome"),
         always_fail.s(),
         slow_task.s(seconds=3.0),
+    ]
+
+
+def leftovers(now: datetime) -> list[Call]:
+    """What whoever opens the page finds: something that runs, and something that has failed and can be mended."""
+    until = (now + timedelta(seconds=OUTAGE)).isoformat(timespec="seconds")
+    return [
+        *(charge_card.s(order=order, cents=1_990, down_until=until) for order in (1001, 1002, 1003)),
+        slow_task.s(seconds=300.0, steps=100),
     ]
 
 
