@@ -58,6 +58,8 @@ class Explaining:
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         self.plans: list[dict[str, Any]] = []
+        # Those of the first pages, before the table's first ANALYZE.
+        self.early: list[dict[str, Any]] = []
 
     async def _explain(self, query: str, args: Any) -> None:
         transaction = self.connection.transaction()
@@ -90,8 +92,13 @@ async def explaining(databases: Databases, template: str) -> AsyncIterator[Expla
     for table in ("tasks", "task_history"):
         await connection.execute(f"ALTER TABLE dhara.{table} SET (autovacuum_enabled = off)")
     await connection.execute(FILL)
+    found = Explaining(connection)
+    for wanted in (Filter(type="t3"), Filter(tag="x"), _state(State.COMPLETED), Filter(q="boom 77", in_payload=True)):
+        await Search(found).page(wanted)
+        await Search(found).facets(wanted)
+    found.early, found.plans = found.plans, []
     await connection.execute("VACUUM ANALYZE dhara.tasks, dhara.task_history")
-    yield Explaining(connection)
+    yield found
     await connection.close()
     databases.drop(name)
 
@@ -165,6 +172,13 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def touched(node: dict[str, Any]) -> float:
     dropped = node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0)
     return float((node["Actual Rows"] + dropped) * node["Actual Loops"])
+
+
+async def test_the_newest_tasks_are_found_by_the_index_before_the_first_analyze(explaining: Explaining) -> None:
+    kinds = {
+        node["Node Type"] for plan in explaining.early for node in nodes(plan) if node.get("Relation Name") == "tasks"
+    }
+    assert kinds <= {"Index Scan", "Index Only Scan"}, kinds
 
 
 async def test_no_whole_table_is_read(explaining: Explaining) -> None:

@@ -294,7 +294,8 @@ class Search:
         where = _Where()
         source = _held(wanted, where) if few else _walk(wanted, where, start)
         _where(wanted, where)
-        where.add("id < {}", start)
+        if start != _LAST:
+            where.add("id < {}", start)
         where.args += [most, offset]
         n = len(where.args)
         # Materialized, so that no other index than the one that holds the few is thought of.
@@ -369,9 +370,14 @@ def _held(f: Filter, where: _Where) -> str:
 
 def _walk(f: Filter, where: _Where, start: UUID, columns: str = "*") -> str:
     """The newest tasks below `start`, as many as one walk looks at; all of them where there is nothing to filter."""
-    dead = " AND status = 'DEAD'" if _states(f) == (State.DEAD,) else ""
+    conditions = ["status = 'DEAD'"] if _states(f) == (State.DEAD,) else []
+    if start != _LAST:
+        # Not said where it says nothing: before a table's first ANALYZE it makes the planner fetch all rows by a bitmap and
+        # sort them, instead of going down the index.
+        conditions.append(f"id < {where.value(start)}")
+    only = f"WHERE {' AND '.join(conditions)}" if conditions else ""
     most = "" if f == Filter() else f" LIMIT {_length(f)}"
-    return f"SELECT {columns} FROM dhara.tasks WHERE id < {where.value(start)}{dead} ORDER BY id DESC{most}"
+    return f"SELECT {columns} FROM dhara.tasks {only} ORDER BY id DESC{most}"
 
 
 def _most(counts: Counter[str]) -> dict[str, int]:
