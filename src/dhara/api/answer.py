@@ -12,6 +12,7 @@ from contextlib import aclosing
 from starlette.types import Message, Scope, Send
 
 from dhara.api.exchange import Reply, Stream, header_values
+from dhara.domain.headers import SECURITY_HEADERS
 from dhara.telemetry.metrics import OTHER, Traffic
 
 log = logging.getLogger(__name__)
@@ -19,17 +20,6 @@ log = logging.getLogger(__name__)
 # Sends status, head lines and body of an answer in one piece.
 WholeReply = Callable[[int, bytes, bytes], Awaitable[None]]
 
-SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
-    (
-        b"content-security-policy",
-        (
-            b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
-            b" frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
-        ),
-    ),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-)
 _NO_STORE = (b"cache-control", b"no-store")
 _SECURITY_LINES = b"".join([b"%b: %b\r\n" % header for header in SECURITY_HEADERS])
 _COMMON_LINES = _SECURITY_LINES + b"%b: %b\r\n" % _NO_STORE

@@ -23,10 +23,11 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from dhara.api import problems
-from dhara.api.answer import SECURITY_HEADERS, Outgoing
+from dhara.api.answer import Outgoing
 from dhara.api.auth import URL_BYTES
 from dhara.api.problems import Refused
 from dhara.api.shortcut import Passage, Shortcut
+from dhara.domain.headers import SECURITY_HEADERS
 from dhara.errors import ConfigError
 
 log = logging.getLogger(__name__)
