@@ -36,5 +36,5 @@ def actions(console: Console, /, **wanted: Any) -> None:
         following = found[-1].seq if len(found) == wanted["limit"] else None
         console.answer(ActionList(actions=[action_out(one) for one in found], next_before=following))
         return
-    rows = [(one.seq, when(one.at), one.actor, one.action, one.target, one.after or "") for one in found]
+    rows = [(str(one.seq), when(one.at), one.actor, one.action, one.target, one.after or "") for one in found]
     console.print(table(("#", "AT", "WHO", "ACTION", "TARGET", "AFTER"), rows, fancy=console.fancy))

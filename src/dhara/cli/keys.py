@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dhara.cli.console import Console, Group
-from dhara.cli.tasks import Span
+from dhara.cli.values import Span
 
 if TYPE_CHECKING:
     from dhara.domain.access import ApiKey

@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "enqueue": ("dhara.cli.tasks:enqueue", "Enqueue one task."),
     "tasks": ("dhara.cli.tasks:tasks", "List, look at, cancel, retry and wait for tasks."),
     "dead": ("dhara.cli.dead:dead", "DEAD tasks: list, group, retry and purge them."),
-    "operations": ("dhara.cli.dead:operations", "Bulk operations: list, look at and stop them."),
+    "operations": ("dhara.cli.bulk:operations", "Bulk operations: list, look at and stop them."),
     "schedules": ("dhara.cli.schedules:schedules", "List, make, change, pause and run schedules."),
     "queues": ("dhara.cli.queues:queues", "List, look at, pause and resume queues."),
     "keys": ("dhara.cli.keys:keys", "Make, list, rotate and revoke API keys."),

@@ -9,7 +9,7 @@ import click
 
 from dhara.cli.completion import QUEUE, SCHEDULE, TYPE
 from dhara.cli.console import Console, Group
-from dhara.cli.tasks import Span, json_text
+from dhara.cli.values import Span, json_text
 
 if TYPE_CHECKING:
     from dhara.store.pool import Pool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import unicodedata
 from collections.abc import Sequence
@@ -20,20 +21,30 @@ COLOURS = {
     "lost": "red",
 }
 _GAP = "  "
+# Numbers, and shares such as 3/12; times and texts stand to the left.
+_NUMBER = re.compile(r"\d[\d,.]*\+?(/\d+|/s)?")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], *, fancy: bool) -> str:
-    """The rows below their head; the last column gives way where the terminal is too narrow (`fancy`)."""
-    cells = [[clean("" if cell is None else str(cell)) for cell in row] for row in rows]
+    """The rows below their head, columns of numbers to the right; the last column gives way where the terminal is too narrow
+    (`fancy`)."""
+    cells = [[clean(_text(cell)) for cell in row] for row in rows]
+    columns = list(zip(*cells, strict=True))
+    rights = [bool(column) and all(not cell or _NUMBER.fullmatch(cell) for cell in column) for column in columns]
     widths = [max(map(_width, column)) for column in zip(head, *cells, strict=True)]
     if fancy:
         room = shutil.get_terminal_size().columns - sum(widths[:-1]) - len(_GAP) * (len(widths) - 1)
         widths[-1] = max(8, min(widths[-1], room))
-    lines = [_line(head, widths)]
+    lines = [_line(head, widths, rights)]
     if fancy:
         lines[0] = click.style(lines[0], bold=True)
-    lines += [_line(row, widths, fancy=fancy) for row in cells]
+    lines += [_line(row, widths, rights, fancy=fancy) for row in cells]
     return "\n".join(lines)
+
+
+def many(n: int, what: str) -> str:
+    """`1 task`, `1,234 tasks`."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def pairs(values: Sequence[tuple[str, object]], *, fancy: bool) -> str:
@@ -46,11 +57,18 @@ def pairs(values: Sequence[tuple[str, object]], *, fancy: bool) -> str:
     )
 
 
-def _line(row: Sequence[str], widths: Sequence[int], *, fancy: bool = False) -> str:
+def _text(cell: object) -> str:
+    if cell is None:
+        return ""
+    return f"{cell:,}" if isinstance(cell, int) else str(cell)
+
+
+def _line(row: Sequence[str], widths: Sequence[int], rights: Sequence[bool], *, fancy: bool = False) -> str:
     padded = []
-    for cell, width in zip(row, widths, strict=True):
+    for cell, width, right in zip(row, widths, rights or [False] * len(row), strict=True):
         text = _cut(cell, width)
-        padded.append(coloured(text, fancy) + " " * (width - _width(text)))
+        room = " " * (width - _width(text))
+        padded.append(room + coloured(text, fancy) if right else coloured(text, fancy) + room)
     return _GAP.join(padded).rstrip()
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from dhara.cli.bulk import bulk, chosen, sure
 from dhara.cli.completion import DEAD_TASK, OPEN_TASK, QUEUE, TASK, TYPE, WORKER
 from dhara.cli.console import Command, Console, Group
+from dhara.cli.values import Moment, Scope, Span, json_text
 
 if TYPE_CHECKING:
     from dhara.client import AsyncClient
@@ -18,61 +18,6 @@ if TYPE_CHECKING:
     from dhara.store.pool import Pool
 
 STATES = ("PENDING", "RUNNING", "COMPLETED", "CANCELED", "DEAD")
-
-
-class Span(click.ParamType[float]):
-    """A length of time: 30s, 5m, or seconds."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        from dhara.settings import duration
-
-        if value in (0, "0"):
-            return 0.0
-        try:
-            return duration(value)
-        except ValueError as error:
-            self.fail(f"{value!r} is not {error}", param, ctx)
-
-
-class Scope(click.ParamType[str | float]):
-    """How long a unique key holds."""
-
-    name = "pending|open|duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | float:
-        return value if value in ("pending", "open") else Span().convert(value, param, ctx)
-
-
-class Moment(click.ParamType[datetime]):
-    """A time by RFC 3339 with its zone."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        from dhara.domain.validate import parse_time
-
-        found = value if isinstance(value, datetime) else parse_time(value)
-        if found is None:
-            self.fail(f"{value!r} is no time such as 2026-01-31T12:00:00Z", param, ctx)
-        return found
-
-
-def json_text(text: str) -> Any:
-    """Strict JSON, kept byte for byte; `-` reads it from standard input. Raises `UsageError`."""
-    import msgspec
-
-    from dhara.api.problems import Refused
-    from dhara.api.strict import parse
-
-    if text == "-":
-        text = sys.stdin.read() if sys.stdin is not None and not sys.stdin.closed else ""
-    try:
-        parse(text.strip().encode("utf-8", "surrogatepass"))
-    except Refused as error:
-        raise click.UsageError(f"PAYLOAD: {error.detail.replace('the body', 'it')}") from None
-    return msgspec.Raw(text.strip().encode())
 
 
 @click.command(
@@ -240,12 +185,31 @@ def get(console: Console, id: str) -> None:
         console.print(click.style(text, fg="yellow") if console.fancy else text)
 
 
-@tasks.command("cancel", examples="dhara tasks cancel 01890a5d-ac96-774b-bcce-b302099a8057 --reason 'sent by hand'")
-@click.argument("id", shell_complete=OPEN_TASK)
-@click.option("--reason", default="canceled by an operator", show_default=True, help="Kept in the task's history.")
+@tasks.command(
+    "cancel",
+    examples="""
+    dhara tasks cancel 01890a5d-ac96-774b-bcce-b302099a8057 --reason 'sent by hand'
+    dhara tasks cancel --type newsletter.send --dry-run
+    """,
+)
+@click.argument("id", required=False, shell_complete=OPEN_TASK)
+@click.option("--reason", help="Kept in the history of the task ID (canceled by an operator).")
+@chosen
+@sure
 @click.pass_obj
-def cancel(console: Console, id: str, reason: str) -> None:
-    """Cancel a PENDING task, ask a RUNNING one to stop."""
+def cancel(console: Console, /, id: str | None, reason: str | None, **given: Any) -> int:
+    """Cancel a PENDING task, ask a RUNNING one to stop; or, by a filter, in bulk."""
+    if id is None:
+        if reason is not None:
+            raise click.UsageError("--reason belongs to the task ID")
+        return bulk(console, "cancel", given)
+    if any(given.values()):
+        raise click.UsageError("say either ID or which tasks, by a filter")
+    _cancel(console, id, reason or "canceled by an operator")
+    return 0
+
+
+def _cancel(console: Console, id: str, reason: str) -> None:
     from dhara.errors import WrongState
 
     async def work(client: AsyncClient) -> Task:

@@ -57,7 +57,7 @@ class View:
 @click.pass_obj
 def top(console: Console, interval: str, once: bool) -> None:
     """Watch queues, workers and running tasks. Keys: q ends, s sorts queues by depth, name or rate."""
-    from dhara.cli.tasks import Span
+    from dhara.cli.values import Span
 
     seconds = Span().convert(interval, None, click.get_current_context())
     if console.json:
@@ -174,10 +174,12 @@ def _outlook(view: View, queue: Queue) -> str:
 def _sparks(samples: list[Sample], width: int) -> str:
     from dhara.api.shapes import history_out
 
-    done = history_out(samples).completed[-max(1, min(60, width - 40)) :]
+    # So wide are the words beside them.
+    told, ever = (59, " in the last hour") if width >= 100 else (38, "")
+    done = history_out(samples).completed[-max(1, min(60, width - told)) :]
     most = max(done, default=0)
     bars = "".join(_BARS[round(rate / most * 8)] if most else " " for rate in done)
-    return f"completed  {bars}  {done[-1] if done else 0:.1f}/s now, {most:.1f}/s at most in the last hour"
+    return f"completed  {bars}  {done[-1] if done else 0:.1f}/s now, {most:.1f}/s at most{ever}"
 
 
 def _bar(used: int, whole: int, width: int = 12) -> str:
