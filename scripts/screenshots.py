@@ -2,9 +2,10 @@
 
     scripts/screenshots.py [--out docs/images] [--all FOLDER] [--serve] [--seconds 70]
 
-Starts a PostgreSQL of its own, a server and a worker for `examples.shop`, enqueues a morning's work, waits while it runs,
-and takes the pictures. `--all` takes every page, light and dark, wide and narrow, for looking at; `--serve` goes on
-serving instead. Needs chromium (Debian: apt-get install chromium) and make install.
+Starts a PostgreSQL of its own, a server and a worker for `examples.shop`, enqueues as a shop would, waits while it runs,
+and takes the pictures. The charts' hour before that is made up: nobody should wait an hour for a picture. `--all` takes
+every page, light and dark, wide and narrow, for looking at; `--serve` goes on serving instead. Needs chromium (Debian:
+apt-get install chromium) and make install.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import math
 import os
 import random
 import sys
@@ -26,6 +28,7 @@ from examples import shop  # noqa: E402
 
 from dhara import AsyncClient  # noqa: E402
 from dhara.app import App  # noqa: E402
+from dhara.domain.task import Call  # noqa: E402
 from dhara.embedded import EmbeddedPostgres, find_binaries  # noqa: E402
 from dhara.settings import Settings  # noqa: E402
 
@@ -71,20 +74,88 @@ SHOWN = {
 }
 
 
-async def enqueue(dsn: str) -> None:
-    """A morning's work."""
-    rng = random.Random(7)
-    calls = [
-        *(
-            shop.capture_payment.s(order=rng.randrange(10_000, 99_999), cents=rng.randrange(500, 20_000))
-            for _ in range(600)
-        ),
-        *(shop.send_email.s(to=f"customer{n}@example.org", subject="Your order") for n in range(900)),
-        *(shop.send_email.s(to="not an address", subject="Your order") for _ in range(4)),
-        *(shop.sync_stock.s(warehouse=f"w{n % 5}") for n in range(160)),
-        *(shop.resize_image.s(name=f"product-{n}.jpg", width=480) for n in range(120)),
+# queue -> its share of a shop's tasks.
+SHARES = {"mail": 0.55, "payments": 0.27, "default": 0.1, "media": 0.08}
+
+
+async def remember(dsn: str) -> None:
+    """An hour of samples, and the totals that they come to: a busy morning, with a partner that was away for a while."""
+    from dhara.store.pool import DatabaseSettings, Pool
+
+    rng = random.Random(3)
+    sums = {queue: [0, 0, 0, 0] for queue in SHARES}
+    samples = []
+    for ago in range(60, 0, -1):
+        away = 34 <= ago <= 41
+        for queue, share in SHARES.items():
+            came = round(share * (330 + 90 * math.sin(ago / 9) + rng.randrange(-45, 45)))
+            failed = round(came * rng.uniform(0.01, 0.04)) + (
+                rng.randrange(14, 26) if away and queue == "default" else 0
+            )
+            more = (
+                came,
+                came + (rng.randrange(-4, 4) if ago > 1 else 0),
+                failed,
+                int(rng.random() < (0.8 if away else 0.1)),
+            )
+            sums[queue] = [a + b for a, b in zip(sums[queue], more, strict=True)]
+            samples.append((ago, queue, *sums[queue]))
+        samples.append((ago, "*", *(sum(column) for column in zip(*sums.values(), strict=True))))
+    minute = "date_trunc('minute', now()) - $1 * interval '1 minute'"
+    async with Pool(DatabaseSettings(dsn=dsn)) as pool, pool.acquire() as connection:
+        # The server has begun to sample nothing.
+        await connection.execute("DELETE FROM dhara.rates")
+        await connection.executemany(
+            "INSERT INTO dhara.rates (minute, at, queue, enqueued, completed, failed, dead, depth)"
+            f" VALUES ({minute}, {minute}, $2, $3, $4, $5, $6, 0)",
+            samples,
+        )
+        await connection.executemany(
+            "INSERT INTO dhara.counters (n, queue, event, from_state, to_state) VALUES ($1, $2, $3, $4, $5)",
+            [flow for queue, (came, _, failed, dead) in sums.items() for flow in _flows(queue, came, failed, dead)],
+        )
+
+
+def _flows(queue: str, came: int, failed: int, dead: int) -> list[tuple[int, str, str, str | None, str | None]]:
+    """What so many tasks, all pruned by now, have left in the counters."""
+    return [
+        (came, queue, "ENQUEUED", None, "PENDING"),
+        (came + failed, queue, "CLAIMED", "PENDING", "RUNNING"),
+        (failed, queue, "RETRIED", "RUNNING", "PENDING"),
+        (dead, queue, "DEAD", "RUNNING", "DEAD"),
+        (dead, queue, "PRUNED", "DEAD", None),
+        (came - dead, queue, "COMPLETED", "RUNNING", "COMPLETED"),
+        (came - dead, queue, "PRUNED", "COMPLETED", None),
     ]
-    rng.shuffle(calls)
+
+
+def _call(rng: random.Random) -> Call:
+    match rng.choices(list(SHARES), list(SHARES.values()))[0]:
+        case "mail":
+            to = "not an address" if rng.random() < 0.01 else f"customer{rng.randrange(9_999)}@example.org"
+            return shop.send_email.s(to=to, subject="Your order")
+        case "payments":
+            return shop.capture_payment.s(order=rng.randrange(10_000, 99_999), cents=rng.randrange(500, 20_000))
+        case "media":
+            return shop.resize_image.s(name=f"product-{rng.randrange(999)}.jpg", width=480)
+        case _:
+            return shop.sync_stock.s(warehouse=f"w{rng.randrange(5)}")
+
+
+async def shopping(dsn: str) -> None:
+    """Customers, for as long as anybody looks: five or six tasks a second, and now and then many at once."""
+    rng = random.Random(7)
+    async with AsyncClient(dsn) as dhara:
+        await dhara.enqueue_many([shop.capture_payment.s(order=13 * n, cents=4_990) for n in range(1_001, 1_019)])
+        while True:
+            crowd = 60 if rng.random() < 0.03 else rng.randrange(0, 5)
+            await dhara.enqueue_many([_call(rng) for _ in range(crowd)])
+            await asyncio.sleep(0.35)
+
+
+async def enqueue(dsn: str) -> None:
+    """What stands out."""
+    rng = random.Random(5)
     async with AsyncClient(dsn) as dhara:
         for n in range(60):
             await dhara.enqueue("newsletter.send", {"issue": n}, queue="newsletter")
@@ -93,7 +164,6 @@ async def enqueue(dsn: str) -> None:
         await dhara.enqueue("invoice.archive", {"year": 2025}, queue="reports")
         for month, seconds in (("2026-09", 240.0), ("2026-10", 300.0), ("2026-11", 10.0)):
             await dhara.enqueue(shop.build_report.s(month=month, seconds=seconds), tags=["finance", "monthly"])
-        await dhara.enqueue_many(calls)
 
 
 async def operate(dsn: str) -> None:
@@ -116,6 +186,8 @@ async def operate(dsn: str) -> None:
         await schedules.pause("weekly-newsletter", "ben")
         await Scheduler(pool).run_now("nightly-report", "ann")
         await Queues(pool).pause("newsletter", "ben")
+        await Queues(pool).limit("newsletter", 500, "ben")
+        await Queues(pool).aim("mail", 30.0, "ann")
 
 
 async def find(dsn: str) -> dict[str, str]:
@@ -185,7 +257,9 @@ async def main(args: argparse.Namespace, dsn: str) -> None:
     )
     serving = asyncio.create_task(app.run())
     address = await started
+    await remember(dsn)
     await enqueue(dsn)
+    customers = asyncio.create_task(shopping(dsn))
     await operate(dsn)
     print(f"serving at {address}", flush=True)
     if args.serve:
@@ -193,6 +267,7 @@ async def main(args: argparse.Namespace, dsn: str) -> None:
         return
     await asyncio.sleep(args.seconds)
     await take(address, await find(dsn), args)
+    customers.cancel()
     app.stop()
     await serving
 

@@ -60,6 +60,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     trusted_proxies: tuple[str, ...] = ()
     rate_limit: float = 0.0
     queue_limit: int = 0
+    wait_objective: float = 300.0
     masked_fields: tuple[str, ...] = ()
     trace_url: str = ""
 
@@ -223,6 +224,11 @@ TABLE: tuple[Setting, ...] = (
         "queue_limit",
         _integer(0, 10**12),
         "PENDING tasks above which HTTP enqueues get 429, where a queue has no limit of its own; 0: none",
+    ),
+    Setting(
+        "wait_objective",
+        duration,
+        "a ready task that waits for longer deserves a look, where its queue has no objective of its own",
     ),
     Setting("masked_fields", _paths, "fields of payloads and results that HTTP never shows: card.number, *.password"),
     Setting(

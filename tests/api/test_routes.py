@@ -16,6 +16,7 @@ import pytest
 from dhara.api.routes import BASE, TABLE
 from dhara.domain.access import ADMIN, OPERATE
 from dhara.domain.lifecycle import State
+from dhara.store.audit import Audit
 from dhara.store.pool import Pool
 from tests import factories
 
@@ -502,11 +503,14 @@ async def limit_of_a_queue(client: httpx.AsyncClient, pool: Pool) -> None:
 
 
 @happy("PATCH", "/queues/{name}")
-async def retention_of_a_queue(client: httpx.AsyncClient, pool: Pool) -> None:
-    for seconds in (3600, 0.5, None):
-        answer = await client.patch("/api/v1/queues/mail", json={"retention": seconds})
-        assert (answer.status_code, answer.json().get("retention")) == (200, seconds)
-        assert await pool.fetchval("SELECT retention FROM dhara.queues WHERE name = 'mail'") == seconds
+async def retention_and_objective_of_a_queue(client: httpx.AsyncClient, pool: Pool) -> None:
+    for field, values in {"retention": (3600, 0.5, None), "wait_objective": (30, 1.5, None)}.items():
+        for seconds in values:
+            answer = await client.patch("/api/v1/queues/mail", json={field: seconds})
+            assert (answer.status_code, answer.json().get(field)) == (200, seconds)
+            assert await pool.fetchval(f"SELECT {field} FROM dhara.queues WHERE name = 'mail'") == seconds
+    last = (await Audit(pool).list(action="queue.objective"))[0]
+    assert (last.before, last.after) == ('{"wait_objective" : 1.5}', '{"wait_objective" : null}')
 
 
 @unhappy("PATCH", "/queues/{name}")
@@ -520,6 +524,8 @@ async def wrong_settings_of_a_queue(client: httpx.AsyncClient, pool: Pool) -> No
         {"retention": True},
         {"retention": -1},
         {"retention": 1e300},
+        {"wait_objective": 0.5},
+        {"wait_objective": "30s"},
         {"limit": -1},
         {"limit": 10**12 + 1},
         {"limit": 5.0},

@@ -154,6 +154,12 @@ def test_cancel(dhara: Dhara, dsn: str) -> None:
     answer = dhara.json("tasks", "cancel", str(done.id), code=1)
     assert answer["error"]["code"] == "wrong_state"
     assert "COMPLETED" in answer["error"]["message"]
+    # Or many, by a filter; never all by mistake.
+    for wrong in ([], ["--reason", "x", "--all"], [id, "--type", "t"]):
+        dhara("tasks", "cancel", *wrong, code=2)
+    dhara("enqueue", "old.type")
+    assert "would change 1 task\n" in dhara("tasks", "cancel", "--type", "old.type", "--dry-run").stdout
+    assert dhara.json("tasks", "cancel", "--type", "old.type", "--yes")["operation"]["done"] == 1
 
 
 def test_retry(dhara: Dhara, dsn: str) -> None:
@@ -255,6 +261,15 @@ def test_queue_retention(dhara: Dhara) -> None:
     assert "7d" in dhara("queues", "get", "mail").stdout
     assert "retention" not in dhara.json("queues", "retention", "mail", "default")
     dhara("queues", "retention", "mail", "soon", code=2)
+
+
+def test_queue_objective(dhara: Dhara) -> None:
+    assert dhara.json("queues", "objective", "mail", "30s")["wait_objective"] == 30
+    assert "objective  30s\n" in dhara("queues", "get", "mail").stdout
+    assert "wait_objective" not in dhara.json("queues", "objective", "mail", "default")
+    assert "5m (the general setting)" in dhara("queues", "get", "mail").stdout
+    for wrong in ("soon", "0", "2000d"):
+        dhara("queues", "objective", "mail", wrong, code=2)
 
 
 def test_queue_limit(dhara: Dhara) -> None:

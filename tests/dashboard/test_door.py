@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import httpx
@@ -27,7 +28,7 @@ from dhara.store.search import Filter
 from dhara.store.sessions import Sessions
 from dhara.store.tasks import Tasks
 from tests.dashboard.conftest import FORM, LIMITED, OPERATOR, READER, FewKeys, browser, send, served, sign_in, token
-from tests.factories import make_task
+from tests.factories import make_task, make_worker
 from tests.waiting import eventually
 
 ID = "01890a5d-ac96-774b-bcce-b302099a8057"
@@ -98,8 +99,18 @@ async def test_a_reader_sees_no_buttons_and_may_do_nothing(pool: Pool, keys: Few
 async def test_a_key_for_some_queues_sees_no_others(pool: Pool, keys: FewKeys) -> None:
     own = await make_task(pool, "DEAD", type="own.type", queue="mail")
     other = await make_task(pool, "DEAD", type="other.type", queue="pay")
+    await make_worker(pool, types=["own.type"])
+    for queue, type in (("mail", "own.type"), ("pay", "other.type")):
+        await make_task(pool, "RUNNING", type=type, queue=queue)
+        await make_task(pool, type="un" + type, queue=queue, age=900)
+        await Schedules(pool).create(spec_of({"name": queue, "type": type, "queue": queue, "every": 60}), "ann")
+    await pool.execute("UPDATE dhara.schedules SET next_at = next_at - interval '1 hour'")
     async with browser(served(pool, keys)) as client:
-        assert (await sign_in(client, LIMITED)).url.path == "/queues"
+        entered = await sign_in(client, LIMITED)
+        assert entered.url.path == "/"
+        for told in ("no live worker knows unown.type", "Schedule mail should", "of mail has waited", "1</a></dd>"):
+            assert told in entered.text
+        assert not re.search(r"pay\b|other\.type|slots|worker MODULE", entered.text)
         for page in PAGES:
             answer = await client.request(page.method, _path(page.path), headers=FORM) if page.method == "GET" else None
             if answer is not None and page.scope != NOBODY:

@@ -112,11 +112,24 @@ async def test_cancel_of_a_running_task_asks_its_worker(pool: Pool, visitor: htt
 
 async def test_a_queues_limit_and_that_it_is_full(pool: Pool) -> None:
     await make_task(pool, queue="mail")
-    for most, shown in ((2, ["at most 2"]), (1, ["at most 1", "FULL"]), (None, [])):
+    for most, shown in ((2, [">limit 2<"]), (1, [">limit 1<", "FULL"]), (None, [])):
         await Queues(pool).limit("mail", most, "test")
         async with browser(served(pool, NoKeys())) as visitor:  # a new one, whose figures are new
             text = (await visitor.get("/queues")).text
-        assert [word for word in ("at most 2", "at most 1", "FULL") if word in text] == shown
+        assert [word for word in (">limit 2<", ">limit 1<", "FULL") if word in text] == shown
+
+
+async def test_a_queues_own_objective(pool: Pool, visitor: httpx.AsyncClient) -> None:
+    await make_worker(pool, types=["t"])
+    await make_task(pool, type="t", queue="mail", age=120)
+    assert "has waited for" not in (await visitor.get("/")).text
+    for wanted, late in (("90s", True), ("3m", False), ("", False)):
+        page = (await send(visitor, "/queues/mail/objective", "/queues", objective=wanted)).text
+        assert "Ready tasks of mail should wait for" in page
+        assert ("The oldest ready task of mail has waited for 2 m" in (await visitor.get("/")).text) is late
+    assert (await Queues(pool).get("mail")).wait_objective is None
+    for wrong in ("soon", "0.1s", "9999d"):
+        assert (await send(visitor, "/queues/mail/objective", "/queues", objective=wrong)).status_code == 422
 
 
 async def test_pause_and_resume(pool: Pool, visitor: httpx.AsyncClient, wakes: Wakes) -> None:
@@ -130,7 +143,7 @@ async def test_pause_and_resume(pool: Pool, visitor: httpx.AsyncClient, wakes: W
 async def test_overview_tells_what_needs_attention(pool: Pool, visitor: httpx.AsyncClient) -> None:
     await make_task(pool, type="unknown", age=1000)
     page = (await visitor.get("/")).text
-    assert "No worker is alive" in page and "waits for 16 m" in page
+    assert "No worker is alive" in page and "has waited for 16 m" in page
     await make_worker(pool, types=["t"])
     await asyncio.sleep(1.05)  # figures are kept for a second
     assert await Schedules(pool).create(Spec(name="n", type="t", every=60.0), "ada") is not None

@@ -45,6 +45,7 @@ USES: dict[str, set[str]] = {
     "schedules/delete": API,
     "schedules/prune": MAINTENANCE,
     "schedules/*": API | MAINTENANCE,
+    "queues/aim": API,
     "queues/least_retention": API | WORKER | MAINTENANCE | READER,
     "queues/limit": API,
     "queues/list": API | WORKER | MAINTENANCE | READER,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dhara.domain.doctor import FAIL, OK, WARN, Examined, Holder, TableHealth, examine
+from dhara.domain.doctor import FAIL, OK, WARN, Examined, Holder, TableHealth, Wait, examine
 
 
 def seen(**values: Any) -> Examined:
@@ -55,7 +55,12 @@ SICK: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "versions": ({"versions": {"1.0": 1, "0.9": 2}}, "worker versions", WARN, "2 on 0.9; this is 1.0"),
     "unroutable": ({"unroutable": {"x": 1_200}}, "unroutable", WARN, "x (1,200 ready)"),
     "paused": ({"paused": {"mail": 7}}, "paused queues", WARN, "mail (7 waiting)"),
-    "backlog": ({"oldest_ready": 900.0}, "backlog", WARN, "15 min"),
+    "backlog": (
+        {"waits": [Wait("a", 400.0, 3600.0), Wait("b", 900.0)]},
+        "backlog",
+        WARN,
+        "b: the oldest ready task has waited for 15 min",
+    ),
     "schedules": ({"stopped_schedules": ["nightly"]}, "schedules", WARN, "nightly"),
 }
 

@@ -47,7 +47,7 @@ SEED = {
 }
 
 
-def queue(name: str, depth: int = 0, enqueued: int = 0, completed: int = 0) -> Queue:
+def queue(name: str, depth: int = 0, enqueued: int = 0, completed: int = 0, objective: float | None = None) -> Queue:
     return Queue(
         name=name,
         depth=depth,
@@ -58,6 +58,7 @@ def queue(name: str, depth: int = 0, enqueued: int = 0, completed: int = 0) -> Q
         dead=0,
         enqueued=enqueued,
         completed=completed,
+        wait_objective=objective,
     )
 
 
@@ -70,6 +71,7 @@ def snapshot(**values: Any) -> Snapshot:
         "histograms": [],
         "health": DatabaseHealth(0, 0, 0.0, 0.0),
         "queues": [],
+        "wait_objective": 300.0,
     }
     return Snapshot(**fields | values)
 
@@ -134,7 +136,7 @@ def test_pending_beyond_the_cap_follows_from_the_flows(
 def test_labels_are_bounded_whatever_comes() -> None:
     buckets = [1] * (len(BUCKETS) + 1)
     histograms = [Histogram(name, f"q{n}", f"t{n}", 1.0, buckets) for name in ("run", "wait") for n in range(10_000)]
-    queues = [queue(f"q{n}", depth=1) for n in range(1_000)]
+    queues = [queue(f"q{n}", depth=1, objective=float(n) if n in (1, 500) else None) for n in range(1_000)]
     shown = {one.metric.name: one.series for one in families(snapshot(histograms=histograms, queues=queues))}
     for name in ("dhara_task_run_seconds", "dhara_task_wait_seconds", "dhara_queue_depth"):
         assert len(shown[name]) == MOST_LABELS + 1
@@ -142,6 +144,8 @@ def test_labels_are_bounded_whatever_comes() -> None:
     assert isinstance(rest, Timing)
     assert (rest.labels, rest.total, rest.buckets[0]) == ((OTHER, OTHER), 9_800.0, 9_800)
     assert shown["dhara_queue_depth"][-1] == Sample((OTHER,), 800)
+    objectives = shown["dhara_queue_wait_objective_seconds"]
+    assert [one.value for one in (*objectives[:3], objectives[-1]) if isinstance(one, Sample)] == [300, 1, 300, 300]
 
 
 def test_the_reference_parser_reads_what_is_rendered() -> None:

@@ -81,7 +81,7 @@ def create_app(
     schema = pool.settings.schema
     tasks, stats, keys = Tasks(pool, schema, tells=notifier is not None), Stats(pool, schema), Keys(pool, schema)
     queues, auth = Queues(pool, schema), auth or Auth(settings, KeyRing(keys))
-    figures = Figures(pool, schema)
+    figures = Figures(pool, schema, wait_objective=settings.wait_objective)
     parts = Parts(
         settings=settings,
         pool=pool,

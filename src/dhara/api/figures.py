@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from dhara.domain.forecast import Forecast, forecast
 from dhara.domain.lifecycle import State
+from dhara.settings import Settings
 from dhara.store.pool import Executor, Pool
 from dhara.store.queues import Queue, Queues
 from dhara.store.shared import Shared
@@ -52,8 +53,9 @@ class Pulse(Struct, frozen=True, kw_only=True):
 
 
 class Snapshot(Pulse, frozen=True, kw_only=True):
-    """The same, and what a scrape of the metrics wants besides."""
+    """The same, and what a scrape of the metrics wants besides. `wait_objective`: the general one, in seconds."""
 
+    wait_objective: float
     histograms: list[Histogram]
     health: DatabaseHealth
 
@@ -61,10 +63,17 @@ class Snapshot(Pulse, frozen=True, kw_only=True):
 class Figures:
     """Takes snapshots and remembers what rates need."""
 
-    def __init__(self, pool: Pool, schema: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        schema: str,
+        clock: Callable[[], float] = time.monotonic,
+        wait_objective: float = Settings().wait_objective,
+    ) -> None:
         self._pool = pool
         self._schema = schema
         self._clock = clock
+        self._wait_objective = wait_objective
         self._shared = Shared(self._take, KEEP)
         self._pulses = Shared(self._take_pulse, KEEP)
         self._seen: deque[tuple[float, dict[str, tuple[int, int]]]] = deque()
@@ -103,6 +112,7 @@ class Figures:
             stats = Stats(connection, self._schema)
             return Snapshot(
                 **await self._pulse(connection, stats),
+                wait_objective=self._wait_objective,
                 histograms=await stats.histograms(MOST_HISTOGRAMS),
                 health=await stats.health(),
             )
@@ -157,7 +167,7 @@ def families(snapshot: Snapshot) -> list[Family]:
         single("workers_inflight", fleet.running),
         single("dhara_worker_slots", fleet.slots),
         single("dhara_heartbeat_age_seconds", fleet.beat_age),
-        *_queue_families(snapshot.queues),
+        *_queue_families(snapshot.queues, snapshot.wait_objective),
         family("dhara_tasks_unroutable", *_by_type(snapshot.unroutable)),
         *_histogram_families(snapshot.histograms),
         single("dhara_database_dead_rows", snapshot.health.dead_rows),
@@ -176,7 +186,7 @@ def _by_type(unroutable: Sequence[Unroutable]) -> list[Sample]:
     return [Sample((type,), count) for type, count in counts.items()]
 
 
-def _queue_families(queues: Sequence[Queue]) -> list[Family]:
+def _queue_families(queues: Sequence[Queue], wait_objective: float) -> list[Family]:
     shown, rest = queues[:MOST_LABELS], queues[MOST_LABELS:]
 
     def gauge(name: str, value: Callable[[Queue], float], add: Callable[[Iterable[float]], float]) -> Family:
@@ -189,6 +199,8 @@ def _queue_families(queues: Sequence[Queue]) -> list[Family]:
         gauge("dhara_queue_depth", lambda queue: queue.depth, sum),
         gauge("dhara_queue_running", lambda queue: queue.running, sum),
         gauge("dhara_queue_oldest_ready_age_seconds", lambda queue: queue.oldest_ready_age or 0, max),
+        # Of many as one the strictest: better an alert too many than one too few.
+        gauge("dhara_queue_wait_objective_seconds", lambda queue: queue.objective(wait_objective), min),
         gauge("dhara_queue_paused", lambda queue: queue.paused_at is not None, max),
     ]
 

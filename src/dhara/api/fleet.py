@@ -51,6 +51,9 @@ async def change(request: Request) -> Reply:
     if "retention" in found:
         seconds = found["retention"]
         await queues.retain(name, None if seconds is None else float(seconds), request.actor)
+    if "wait_objective" in found:
+        seconds = found["wait_objective"]
+        await queues.aim(name, None if seconds is None else float(seconds), request.actor)
     if "limit" in found:
         await queues.limit(name, found["limit"], request.actor)
         await request.parts.pressure.refresh()

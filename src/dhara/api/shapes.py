@@ -438,6 +438,10 @@ class QueueOut(Struct, kw_only=True, omit_defaults=True):
     paused_at: Moment | None = None
     paused_by: str | None = None
     retention: Annotated[float | None, Meta(description="Seconds that its final tasks are kept.")] = None
+    wait_objective: Annotated[
+        float | None,
+        Meta(description="Seconds that a ready task should not wait longer than; absent: as the setting says."),
+    ] = None
     limit: Annotated[
         int | None, Meta(description="PENDING tasks that it takes; absent: as the server's setting says.")
     ] = None
@@ -452,6 +456,13 @@ class QueueChangeIn(Struct, kw_only=True, forbid_unknown_fields=True):
         Annotated[float, Meta(ge=limits.RETENTION_SECONDS[0], le=limits.RETENTION_SECONDS[1])] | None,
         Meta(
             description="Seconds that its final tasks are kept; null: as the fleet's setting says.",
+            extra_json_schema={"x-null": True},
+        ),
+    ] = _ABSENT
+    wait_objective: Annotated[
+        Annotated[float, Meta(ge=limits.WAIT_OBJECTIVE_SECONDS[0], le=limits.WAIT_OBJECTIVE_SECONDS[1])] | None,
+        Meta(
+            description="Seconds that a ready task should not wait longer than; null: as the setting says.",
             extra_json_schema={"x-null": True},
         ),
     ] = _ABSENT
@@ -825,6 +836,7 @@ def queue_out(queue: Queue, rates: tuple[float, float] | None = None, forecast: 
         paused_at=queue.paused_at,
         paused_by=queue.paused_by,
         retention=queue.retention,
+        wait_objective=queue.wait_objective,
         limit=queue.limit,
         full=queue.full,
         forecast=None if forecast is None else ForecastOut(forecast.kind, forecast.rate, forecast.seconds),  # type: ignore[arg-type]

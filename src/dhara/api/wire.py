@@ -27,7 +27,7 @@ BODY_BYTES = 1024 * 1024
 BATCH_BODY_BYTES = 4 * 1024 * 1024
 QUERY_FIELDS = 100
 RETRY_FIELDS = ("queue", "priority", "payload", "run_at")
-QUEUE_FIELDS = ("retention", "limit")
+QUEUE_FIELDS = ("retention", "limit", "wait_objective")
 
 
 _ONE = msgspec.json.Decoder(dict[str, Raw])
@@ -186,12 +186,13 @@ async def queue_change(request: Request) -> dict[str, Any]:
         raise InvalidTask([problem], "invalid_queue")
     known = ", ".join(QUEUE_FIELDS)
     problems = [(key, f"unknown field; of a queue may change: {known}") for key in value if key not in QUEUE_FIELDS]
-    low, high = limits.RETENTION_SECONDS
-    seconds = value.get("retention")
-    if isinstance(seconds, bool) or not (
-        seconds is None or (isinstance(seconds, int | float) and low <= seconds <= high)
-    ):
-        problems.append(("retention", f"seconds, a number from {low:g} to {high:g}, or null for the fleet's setting"))
+    bounds = {"retention": limits.RETENTION_SECONDS, "wait_objective": limits.WAIT_OBJECTIVE_SECONDS}
+    for name, (low, high) in bounds.items():
+        seconds = value.get(name)
+        if isinstance(seconds, bool) or not (
+            seconds is None or (isinstance(seconds, int | float) and low <= seconds <= high)
+        ):
+            problems.append((name, f"seconds, a number from {low:g} to {high:g}, or null for the general setting"))
     least, most = limits.QUEUE_LIMIT
     number = value.get("limit")
     if number is not None and not (type(number) is int and least <= number <= most):

@@ -24,7 +24,8 @@ def doctor(console: Console, strict: bool) -> int:
     from dhara.store.doctor import Doctor
 
     seen = with_pool(console, lambda pool: Doctor(pool, pool.settings.schema).look(__version__), check=False)
-    findings = examine(seen, console.settings().stale_after)
+    settings = console.settings()
+    findings = examine(seen, settings.stale_after, settings.wait_objective)
     worst = {finding.status for finding in findings}
     if console.json:
         console.answer({"findings": findings})

@@ -36,17 +36,18 @@ def list_queues(console: Console) -> None:
         waiting = {"unroutable": unroutable} if unroutable else {}
         console.answer({"queues": [queue_out(queue, None) for queue in found], **waiting})
         return
+    usual = console.settings().wait_objective
     rows = [
         (
             q.name,
             "paused" if q.paused_at else "open",
-            f"{q.ready}{'+' if q.ready_capped else ''}",
+            f"{q.ready:,}{'+' if q.ready_capped else ''}",
             q.delayed,
             "" if q.limit is None else f"{q.limit:,}{' (full)' if q.full else ''}",
             q.running,
             q.dead,
             q.completed,
-            "" if q.oldest_ready_age is None else span(q.oldest_ready_age),
+            ("" if q.oldest_ready_age is None else span(q.oldest_ready_age)) + (" (late)" if q.late(usual) else ""),
         )
         for q in found
     ]
@@ -100,7 +101,7 @@ def resume(console: Console, name: str) -> None:
 def retention(console: Console, name: str, duration: str) -> None:
     """Keep a queue's final tasks, DEAD ones too, for DURATION (30m, 7d), or as the settings say (default)."""
     from dhara.cli.database import actor
-    from dhara.cli.tasks import Span
+    from dhara.cli.values import Span
 
     seconds = None if duration == "default" else Span().convert(duration, None, click.get_current_context())
 
@@ -132,6 +133,30 @@ def limit(console: Console, name: str, most: str) -> None:
     _show(console, name, _on_queues(console, work))
 
 
+@queues.command("objective", examples="dhara queues objective mail 30s\ndhara queues objective mail default")
+@click.argument("name", shell_complete=QUEUE)
+@click.argument("duration")
+@click.pass_obj
+def objective(console: Console, name: str, duration: str) -> None:
+    """Ask for attention when a ready task of a queue has waited for DURATION (30s, 5m), or as the settings say (default).
+
+    The dashboard, `dhara queues list`, `dhara doctor` and the metrics go by it; nothing is refused or hurried."""
+    from dhara.cli.database import actor
+    from dhara.cli.values import Span
+    from dhara.domain import limits
+
+    seconds = None if duration == "default" else Span().convert(duration, None, click.get_current_context())
+    low, high = limits.WAIT_OBJECTIVE_SECONDS
+    if seconds is not None and not low <= seconds <= high:
+        raise click.UsageError(f"{duration!r} is not a length of time from 1s to 365d")
+
+    async def work(queues: Any) -> Any:
+        await queues.aim(_name(name), seconds, actor())
+        return await queues.get(name)
+
+    _show(console, name, _on_queues(console, work))
+
+
 def _on_queues(console: Console, work: Any, wake: str | None = None) -> Any:
     from dhara.cli.database import with_pool
     from dhara.store.queues import Queues
@@ -155,12 +180,15 @@ def _show(console: Console, name: str, queue: Queue) -> None:
     if console.json:
         console.answer(queue_out(queue, None))
         return
+    usual = console.settings().wait_objective
     age = None if queue.oldest_ready_age is None else span(queue.oldest_ready_age)
+    goal = f"{span(queue.objective(usual))}{' (the general setting)' if queue.wait_objective is None else ''}"
     values = [
         ("queue", queue.name),
         ("state", f"paused by {queue.paused_by} at {when(queue.paused_at)}" if queue.paused_at else "open"),
         ("ready", f"{queue.ready}{'+' if queue.ready_capped else ''}"),
         ("oldest ready", age),
+        ("objective", f"{goal}, late" if queue.late(usual) else goal),
         ("delayed", queue.delayed),
         ("running", queue.running),
         ("dead", queue.dead),

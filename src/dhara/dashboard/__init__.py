@@ -27,7 +27,14 @@ __all__ = ["Authorize", "Principal", "Site", "app", "site"]
 def site(pool: Pool, keys: Keys, notifier: Notifier | None, version: str, settings: Settings) -> Site:
     """The dashboard as the server serves it, beside its API."""
     return Site(
-        desk_on(pool, notifier, settings.stale_after, Mask(settings.masked_fields), settings.trace_url),
+        desk_on(
+            pool,
+            notifier,
+            settings.stale_after,
+            Mask(settings.masked_fields),
+            settings.trace_url,
+            settings.wait_objective,
+        ),
         Door(keys, SignedIn(Sessions(pool, pool.settings.schema))),
         version=version,
         api=True,

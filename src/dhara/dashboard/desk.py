@@ -8,6 +8,7 @@ from dhara.dashboard.pulse import Pulse
 from dhara.domain.masking import Mask
 from dhara.maintenance.bulk import Bulk, Wakes
 from dhara.maintenance.scheduler import Scheduler
+from dhara.settings import Settings
 from dhara.store.audit import Audit
 from dhara.store.failures import Failures
 from dhara.store.keys import Keys
@@ -41,14 +42,21 @@ class Desk(Struct, frozen=True, kw_only=True):
     stale_after: float
     mask: Mask
     trace_url: str
+    wait_objective: float
     keys: Keys
 
 
 def desk_on(
-    pool: Pool, notifier: Wakes | None, stale_after: float = 30.0, mask: Mask = NO_MASK, trace_url: str = ""
+    pool: Pool,
+    notifier: Wakes | None,
+    stale_after: float = 30.0,
+    mask: Mask = NO_MASK,
+    trace_url: str = "",
+    wait_objective: float = Settings().wait_objective,
 ) -> Desk:
     """A desk on a pool, which may be opened later. `stale_after`: seconds without a beat that make a worker lost;
-    `mask`: fields that nobody sees; `trace_url`: where traces are shown, with `{trace_id}`."""
+    `mask`: fields that nobody sees; `trace_url`: where traces are shown, with `{trace_id}`;
+    `wait_objective`: seconds that a ready task may wait, where its queue says nothing else."""
     schema = pool.settings.schema
     return Desk(
         pool=pool,
@@ -67,5 +75,6 @@ def desk_on(
         stale_after=stale_after,
         mask=mask,
         trace_url=trace_url,
+        wait_objective=wait_objective,
         keys=Keys(pool, schema),
     )

@@ -10,18 +10,22 @@ import msgspec
 from msgspec import Struct
 from starlette.responses import Response
 
-from dhara.dashboard.pulse import Rates, Snapshot
+from dhara.dashboard.pulse import MOST_COUNTED, Rates, Snapshot
 from dhara.dashboard.visit import Visit, link
 from dhara.dashboard.words import count, duration, relative
+from dhara.domain.lifecycle import State
+from dhara.store.failures import Group
 from dhara.store.queues import Queue
+from dhara.store.search import Filter
 from dhara.store.stats import Sample
+from dhara.store.workers import RunningTask
 
-# Ready tasks that have waited for so long deserve a look.
-WAITING_SECONDS = 300.0
 MOST_STRIPS = 50
 # As many running tasks and causes of failures as the page shows.
 MOST_SHOWN = 5
 MOST_BARE = 2
+# Of a visitor who may see some queues only: among so many running tasks are those that run longest.
+LOOKED_AT = 500
 
 
 class Notice(Struct, frozen=True):
@@ -44,23 +48,69 @@ class Strip(Struct, frozen=True):
 
 
 async def show(visit: Visit) -> Response:
-    if visit.limited:
-        return visit.back("/queues")
     snapshot = await visit.desk.pulse.snapshot()
-    queues = [queue for queue in snapshot.queues if visit.sees(queue.name)]
-    workers = await visit.desk.workers.recent(0)
+    if visit.limited:
+        snapshot = within(snapshot, visit)
+    queues = snapshot.queues
     return visit.page(
         "overview.html",
-        running=await visit.desk.workers.running([worker.id for worker in workers], MOST_SHOWN),
-        failures=(await visit.desk.pulse.failures())[:MOST_SHOWN],
+        running=await _running(visit),
+        failures=await _failures(visit),
         now=snapshot.now(),
         snapshot=snapshot,
-        notices=list(attention(snapshot, queues)),
+        notices=list(attention(snapshot, queues, visit.desk.wait_objective)),
         strips=strips(queues, snapshot.rates)[:MOST_STRIPS],
         most_strips=MOST_STRIPS,
+        wait_objective=visit.desk.wait_objective,
         drains=forecast(snapshot),
         charts=charts(snapshot.samples),
-        oldest=max((queue.oldest_ready_age or 0.0 for queue in queues), default=0.0),
+        oldest=oldest(queues),
+    )
+
+
+async def _running(visit: Visit) -> list[RunningTask]:
+    """What runs longest, of what the visitor may see."""
+    if not visit.limited:
+        workers = await visit.desk.workers.recent(0)
+        return await visit.desk.workers.running([worker.id for worker in workers], MOST_SHOWN)
+    page = await visit.desk.search.page(Filter(status=(State.RUNNING,), queues=visit.queues), limit=LOOKED_AT)
+    running = [
+        RunningTask(t.locked_by, t.id, t.type, t.queue, t.attempts, t.started_at)
+        for t in page.tasks
+        if t.locked_by is not None and t.started_at is not None
+    ]
+    return sorted(running, key=lambda one: one.started_at)[:MOST_SHOWN]
+
+
+async def _failures(visit: Visit) -> list[Group]:
+    """What failed last, by cause."""
+    if not visit.limited:
+        return (await visit.desk.pulse.failures())[:MOST_SHOWN]
+    groups = await visit.desk.failures.groups(cap=MOST_COUNTED, queues=visit.queues)
+    return [group for group in groups if group.muted_at is None][:MOST_SHOWN]
+
+
+def within(snapshot: Snapshot, visit: Visit) -> Snapshot:
+    """The figures of the queues that the visitor may see. What is known of the whole fleet only is left out."""
+    queues = [queue for queue in snapshot.queues if visit.sees(queue.name)]
+    seen = {queue.name for queue in queues}
+    rates = snapshot.rates
+    if rates is not None:
+        own = {name: both for name, both in rates.queues.items() if name in seen}
+        rates = Rates(sum(one for one, _ in own.values()), sum(one for _, one in own.values()), 0.0, own)
+    running, dead = sum(queue.running for queue in queues), sum(queue.dead for queue in queues)
+    return msgspec.structs.replace(
+        snapshot,
+        queues=queues,
+        ready=sum(queue.ready for queue in queues),
+        delayed=sum(queue.delayed for queue in queues),
+        states={State.RUNNING: running, State.DEAD: dead},
+        totals={"completed": sum(queue.completed for queue in queues)},
+        rates=rates,
+        unroutable=[one for one in snapshot.unroutable if one.queue in seen],
+        schedules=[one for one in snapshot.schedules if visit.sees(one.queue)],
+        samples=[],
+        flows=[],
     )
 
 
@@ -84,6 +134,12 @@ def forecast(snapshot: Snapshot) -> tuple[float | None, bool]:
         return None, False
     net = snapshot.rates.completed - snapshot.rates.enqueued
     return (snapshot.ready / net if net > 0 else None), net < 0
+
+
+def oldest(queues: list[Queue]) -> Queue | None:
+    """The queue whose oldest ready task has waited longest; a paused one only if no other has any, for it is meant to wait."""
+    waiting = [queue for queue in queues if queue.oldest_ready_age is not None]
+    return max(waiting, key=lambda queue: (queue.paused_at is None, queue.oldest_ready_age), default=None)
 
 
 class Chart(Struct, frozen=True):
@@ -131,14 +187,14 @@ def rising(samples: list[Sample]) -> tuple[float, float] | None:
     return (lately, before) if lately >= 5 and lately > 3 * before else None
 
 
-def attention(snapshot: Snapshot, queues: list[Queue]) -> Iterator[Notice]:
-    """What somebody should look at, the worst first."""
+def attention(snapshot: Snapshot, queues: list[Queue], wait_objective: float) -> Iterator[Notice]:
+    """What somebody should look at, the worst first. `wait_objective`: of queues that have none of their own, in seconds."""
     if not snapshot.fleet.workers and snapshot.ready:
         yield Notice(
             "bad",
             f"No worker is alive, and {count(snapshot.ready)} tasks are ready",
             "start one: dhara worker MODULE",
-            "/workers",
+            "/queues",
         )
     if (more := rising(snapshot.samples)) is not None:
         text = f"Failures are rising: {more[0]:,.0f} failed attempts a minute, {more[1]:,.1f} in the hour before"
@@ -159,11 +215,12 @@ def attention(snapshot: Snapshot, queues: list[Queue]) -> Iterator[Notice]:
                 f"paused by {queue.paused_by or 'somebody'}; resume it under Queues",
                 f"/queues#queue-{queue.name}",
             )
-        elif (queue.oldest_ready_age or 0) > WAITING_SECONDS:
+        elif queue.late(wait_objective):
+            goal = duration(queue.objective(wait_objective))
             yield Notice(
                 "warn",
-                f"The oldest ready task of {queue.name} waits for {duration(queue.oldest_ready_age)}",
-                "more slots, or find what holds them",
+                f"The oldest ready task of {queue.name} has waited for {duration(queue.oldest_ready_age)}",
+                f"it should be {goal} at most: more slots, or find what holds them",
                 link("/tasks", {"queue": queue.name, "due": "ready"}),
             )
 

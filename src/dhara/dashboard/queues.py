@@ -1,12 +1,14 @@
-"""Queues: their figures; pause and resume."""
+"""Queues: their figures; pause and resume; limits and objectives."""
 
 from __future__ import annotations
 
 from starlette.responses import Response
 
+from dhara.dashboard import words
 from dhara.dashboard.overview import strip
 from dhara.dashboard.visit import Refusal, Visit, missing
 from dhara.domain import limits
+from dhara.settings import duration
 
 
 async def show(visit: Visit) -> Response:
@@ -18,6 +20,7 @@ async def show(visit: Visit) -> Response:
         strips=[strip(queue, snapshot.rates) for queue in queues],
         least_limit=limits.QUEUE_LIMIT[0],
         most_limit=limits.QUEUE_LIMIT[1],
+        wait_objective=visit.desk.wait_objective,
     )
 
 
@@ -48,6 +51,24 @@ async def limit(visit: Visit) -> Response:
     await visit.desk.queues.loads(False)
     visit.desk.pulse.forget()
     return visit.back("/queues", f"{name} takes {int(text):,} PENDING tasks." if text else f"{name} has no limit.")
+
+
+async def objective(visit: Visit) -> Response:
+    """How long its ready tasks may wait before the overview says so; an empty field means the general setting."""
+    name, text = _seen(visit), visit.field("objective")
+    low, high = limits.WAIT_OBJECTIVE_SECONDS
+    try:
+        seconds = duration(text) if text else None
+    except ValueError:
+        seconds = -1.0
+    if seconds is not None and not low <= seconds <= high:
+        raise Refusal(
+            422, "The objective is wrong", "It is a length of time from 1s to 365d, such as 30s or 5m, or nothing."
+        )
+    await visit.desk.queues.aim(name, seconds, visit.who())
+    visit.desk.pulse.forget()
+    goal = words.duration(visit.desk.wait_objective if seconds is None else seconds)
+    return visit.back("/queues", f"Ready tasks of {name} should wait for {goal} at most.")
 
 
 def _seen(visit: Visit) -> str:

@@ -26,23 +26,13 @@ from dhara.dashboard.live import Live
 from dhara.dashboard.view import FILES, View, asset, static
 from dhara.dashboard.visit import Refusal, Visit, link, missing, read_form
 from dhara.domain.access import ADMIN, OPERATE, READ
+from dhara.domain.headers import SECURITY_HEADERS
 from dhara.errors import DharaError, NotFound, SchemaError, Unavailable, WrongState
 from dhara.store.pool import Pool, is_transient
 
 log = logging.getLogger(__name__)
 
 NOBODY = ""
-HEADERS: tuple[tuple[bytes, bytes], ...] = (
-    (
-        b"content-security-policy",
-        (
-            b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
-            b" frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
-        ),
-    ),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-)
 
 
 class Page(Struct, frozen=True):
@@ -86,6 +76,7 @@ PAGES: tuple[Page, ...] = (
     Page("POST", "/queues/{name}/pause", queues.pause, OPERATE, limited=True),
     Page("POST", "/queues/{name}/resume", queues.resume, OPERATE, limited=True),
     Page("POST", "/queues/{name}/limit", queues.limit, OPERATE, limited=True),
+    Page("POST", "/queues/{name}/objective", queues.objective, OPERATE, limited=True),
     Page("GET", "/workers", workers.show),
     Page("POST", "/workers/{id}/drain", workers.drain, OPERATE),
     Page("GET", "/sign-in", sign_in.show, NOBODY),
@@ -137,7 +128,7 @@ class Site:
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 present = {key.lower() for key, _ in message["headers"]}
-                further = [*HEADERS, (b"cache-control", b"no-store")]
+                further = [*SECURITY_HEADERS, (b"cache-control", b"no-store")]
                 message["headers"] = [*message["headers"], *(one for one in further if one[0] not in present)]
             await send(message)
 

@@ -32,7 +32,7 @@ SECTIONS: dict[str, str] = {
     "/settings": "Settings",
 }
 # Pages for whoever may see some queues only.
-LIMITED = ("/tasks", "/failures", "/dead-letters", "/queues", "/schedules")
+LIMITED = ("/", "/tasks", "/failures", "/dead-letters", "/queues", "/schedules")
 
 
 class View:

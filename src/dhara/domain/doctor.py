@@ -13,7 +13,6 @@ OLDEST_TRANSACTION = 300.0
 CLOCK_SECONDS = 2.0
 NOTIFY_USAGE = 0.5
 DEAD_ROWS = 50_000
-OLDEST_READY = 300.0
 FIRST_POSTGRES = 150_000
 
 
@@ -43,6 +42,14 @@ class Holder(Struct, frozen=True):
     age: float
 
 
+class Wait(Struct, frozen=True):
+    """How long a queue's oldest ready task has waited, in seconds; and its own objective, None: the general one."""
+
+    queue: str
+    age: float
+    objective: float | None = None
+
+
 class Examined(Struct, frozen=True, kw_only=True):
     """What was looked at. `missing` migrations; `denied`: what the role may not do; `clock`: seconds that this machine's clock
     is ahead of the database's; `unroutable` types with their ready tasks; `silent`: live workers' oldest beat, seconds."""
@@ -69,13 +76,13 @@ class Examined(Struct, frozen=True, kw_only=True):
     silent: float = 0.0
     unroutable: dict[str, int] = {}
     paused: dict[str, int] = {}
-    oldest_ready: float = 0.0
+    waits: list[Wait] = []
     stopped_schedules: list[str] = []
 
 
-def examine(seen: Examined, stale_after: float = 30.0) -> list[Finding]:
-    """Every check, in the order in which one would look."""
-    return [*_database(seen), *_vacuum(seen), *_fleet(seen, stale_after)]
+def examine(seen: Examined, stale_after: float = 30.0, wait_objective: float = 300.0) -> list[Finding]:
+    """Every check, in the order in which one would look. The settings are seconds."""
+    return [*_database(seen), *_vacuum(seen), *_fleet(seen, stale_after), *_backlog(seen, wait_objective)]
 
 
 def _database(s: Examined) -> Iterator[Finding]:
@@ -169,12 +176,18 @@ def _fleet(s: Examined, stale_after: float) -> Iterator[Finding]:
     if s.paused:
         text = ", ".join(f"{queue} ({n:,} waiting)" for queue, n in list(s.paused.items())[:10])
         yield Finding("paused queues", WARN, text, "dhara queues resume NAME")
-    if s.oldest_ready > OLDEST_READY:
-        text = f"the oldest ready task has waited for {span(s.oldest_ready)}"
-        yield Finding("backlog", WARN, text, "dhara tasks list --due ready; dhara tasks explain ID")
-    elif s.oldest_ready:
-        yield Finding("backlog", OK, f"the oldest ready task has waited for {span(s.oldest_ready)}")
-    else:
-        yield Finding("backlog", OK, "no task is ready and waits")
     if s.stopped_schedules:
         yield Finding("schedules", WARN, "stopped: " + ", ".join(s.stopped_schedules[:10]), "dhara schedules get NAME")
+
+
+def _backlog(s: Examined, usual: float) -> Iterator[Finding]:
+    """The queues that are late, those that are it most (for their objective) first; if none is, how old the oldest is."""
+    late = [(w, goal) for w in s.waits if w.age > (goal := usual if w.objective is None else w.objective)]
+    for wait, goal in sorted(late, key=lambda one: one[1] / one[0].age)[:10]:
+        text = f"{wait.queue}: the oldest ready task has waited for {span(wait.age)}; it should be {span(goal)} at most"
+        cure = f"dhara tasks list --due ready --queue {wait.queue}; dhara tasks explain ID"
+        yield Finding("backlog", WARN, text, cure)
+    if not late and s.waits:
+        yield Finding("backlog", OK, f"the oldest ready task has waited for {span(max(w.age for w in s.waits))}")
+    elif not late:
+        yield Finding("backlog", OK, "no task is ready and waits")

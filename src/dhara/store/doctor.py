@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from dhara.domain.doctor import Examined, Holder, TableHealth
+from dhara.domain.doctor import Examined, Holder, TableHealth, Wait
 from dhara.store import migrate
 from dhara.store.pool import Executor
 from dhara.store.queues import Queues
@@ -59,7 +59,11 @@ class Doctor:
             "silent": max((worker.beat_age for worker in live), default=0.0),
             "unroutable": dict(unroutable.most_common()),
             "paused": {queue.name: queue.depth for queue in queues if queue.paused_at and queue.depth},
-            "oldest_ready": max((q.oldest_ready_age or 0.0 for q in queues if not q.paused_at), default=0.0),
+            "waits": [
+                Wait(queue.name, queue.oldest_ready_age, queue.wait_objective)
+                for queue in queues
+                if queue.oldest_ready_age is not None and not queue.paused_at
+            ],
             "stopped_schedules": [
                 one.name for one in schedules if one.next_at is None or (one.paused_by or "").startswith("dhara: ")
             ],

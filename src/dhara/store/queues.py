@@ -19,7 +19,8 @@ class Queue(Struct, frozen=True, kw_only=True):
     """A queue's figures. `depth` is all PENDING; `ready` is counted up to a cap and then `ready_capped`.
 
     `enqueued` and `completed` are totals since the beginning; ages are seconds. `limit` is how many PENDING tasks it takes;
-    None: no limit of its own.
+    None: no limit of its own. `wait_objective`: seconds that its oldest ready task should not wait longer than; None: as the
+    general setting says.
     """
 
     name: str
@@ -35,12 +36,21 @@ class Queue(Struct, frozen=True, kw_only=True):
     paused_at: datetime | None = None
     paused_by: str | None = None
     retention: float | None = None
+    wait_objective: float | None = None
     limit: int | None = None
 
     @property
     def full(self) -> bool:
         """Whether it has as many PENDING tasks as it takes."""
         return self.limit is not None and self.depth >= self.limit
+
+    def objective(self, usual: float) -> float:
+        """Seconds that its oldest ready task should not wait longer than; `usual`: the general setting."""
+        return usual if self.wait_objective is None else self.wait_objective
+
+    def late(self, usual: float) -> bool:
+        """Whether a task has waited for longer than that. Those of a paused queue are meant to wait."""
+        return self.paused_at is None and (self.oldest_ready_age or 0.0) > self.objective(usual)
 
 
 class Load(Struct, frozen=True):
@@ -83,6 +93,10 @@ class Queues:
     async def retain(self, name: str, seconds: float | None, by: str = "library") -> None:
         """How long its final tasks are kept; None: as the fleet's setting says."""
         await self.db.execute(self._sql("retain"), name, seconds, by)
+
+    async def aim(self, name: str, seconds: float | None, by: str = "library") -> None:
+        """How long its oldest ready task may wait before somebody should look; None: as the general setting says."""
+        await self.db.execute(self._sql("aim"), name, seconds, by)
 
     async def limit(self, name: str, most: int | None, by: str = "library") -> None:
         """How many PENDING tasks it takes, whoever enqueues; None: as many as the server's setting says, or any number."""

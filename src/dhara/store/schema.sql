@@ -120,7 +120,8 @@ CREATE TABLE dhara.queues (
     paused_at  timestamptz,
     paused_by  text,
     retention  double precision,
-    updated_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    updated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    wait_objective double precision
 );
 
 -- Flows between states, one row a statement, folded by maintenance; sums give the counters and the counts by state.
@@ -836,3 +837,10 @@ COMMENT ON TABLE dhara.worker_drains IS 'Workers told to drain; each hears it wi
 -- Concerns pages written from now on; locks nobody out.
 
 ALTER TABLE dhara.tasks SET (fillfactor = 60);
+
+-- 0009_wait_objective ---------------------------------------------------------------------------------------
+
+-- 0009: how long a queue's ready tasks may wait until somebody should look, where that differs from the general setting.
+-- A column without a default: nothing is rewritten, and a process of the version before does not notice.
+
+COMMENT ON COLUMN dhara.queues.wait_objective IS 'Seconds that its oldest ready task should not wait longer than; NULL: as the general setting says.';

@@ -72,6 +72,12 @@ TABLE: tuple[Metric, ...] = (
         "How long a queue's oldest ready task is due.",
         ("queue",),
     ),
+    Metric(
+        "dhara_queue_wait_objective_seconds",
+        "gauge",
+        "What that age should not exceed: the queue's own objective, or the general setting.",
+        ("queue",),
+    ),
     Metric("dhara_queue_paused", "gauge", "1 while a queue is paused.", ("queue",)),
     Metric("dhara_tasks_unroutable", "gauge", "Ready tasks of a type that no live worker knows.", ("type",)),
     Metric(

@@ -40,7 +40,7 @@ WITH RECURSIVE lane AS (
            COALESCE(sum(n) FILTER (WHERE event = 'COMPLETED'), 0) AS completed
     FROM flows GROUP BY queue
 )
-SELECT COALESCE(c.queue, q.name) AS name, q.paused_at, q.paused_by, q.retention, l.most AS "limit",
+SELECT COALESCE(c.queue, q.name) AS name, q.paused_at, q.paused_by, q.retention, q.wait_objective, l.most AS "limit",
        COALESCE(c.pending, 0)::bigint AS depth, COALESCE(c.running, 0)::bigint AS running, COALESCE(c.dead, 0)::bigint AS dead,
        COALESCE(c.enqueued, 0)::bigint AS enqueued, COALESCE(c.completed, 0)::bigint AS completed,
        COALESCE(r.ready, 0) AS ready, COALESCE(r.ready_capped, false) AS ready_capped, r.oldest_ready_age

@@ -1,0 +1,1 @@
+ALTER TABLE dhara.queues DROP COLUMN wait_objective;
