@@ -47,7 +47,7 @@ FLAGS = (
     "--font-render-hinting=none",
 )
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
-WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
+WIDE, NARROW, WIDEST = ({"width": w, "height": h} for w, h in ((1280, 800), (360, 740), (1920, 1080)))
 PAGES = {
     "overview": "/",
     "tasks": "/tasks",
@@ -63,6 +63,8 @@ PAGES = {
     "task-dead": "{dead}",
     "task-running": "{running}",
     "task-done": "{done}",
+    "group": "/dead-letters?fingerprint={group}",
+    "settings": "/settings",
     "missing": "/no-such-page",
 }
 # What README and docs show: name -> (page, theme).
@@ -205,6 +207,8 @@ async def find(dsn: str) -> dict[str, str]:
         ):
             page = await Search(pool).page(Filter(status=(state,), type=type), limit=1)
             found[name] = f"/tasks/{page.tasks[0].id}" if page.tasks else "/"
+            if name == "dead" and page.tasks:
+                found["group"] = page.tasks[0].fingerprint or ""
     return found
 
 
@@ -236,6 +240,7 @@ async def take(address: str, paths: dict[str, str], args: argparse.Namespace) ->
                 await picture(browser, url, args.all / f"{name}.png", theme="light", size=WIDE, whole=True)
                 await picture(browser, url, args.all / f"{name}-dark.png", theme="dark", size=WIDE, whole=True)
                 await picture(browser, url, args.all / f"{name}-360.png", theme="light", size=NARROW, whole=True)
+                await picture(browser, url, args.all / f"{name}-1920-dark.png", theme="dark", size=WIDEST, whole=True)
         else:
             args.out.mkdir(parents=True, exist_ok=True)
             for name, (page, theme) in SHOWN.items():
