@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import time
+import traceback
 from collections import Counter
 from multiprocessing import Pool
 
@@ -20,8 +21,12 @@ def _play(first: int) -> tuple[list[str], Counter[str]]:
     seen: Counter[str] = Counter()
     with staged():
         for seed in range(first, first + _CHUNK):
-            story = play(seed)
-            wrong += judge(story)
+            try:
+                story = play(seed)
+                wrong += judge(story)
+            except Exception:
+                wrong.append(f"seed {seed}: {traceback.format_exc()}")
+                continue
             seen["starts"] += len(story.starts)
             seen["faults"] += len(story.faults)
             seen["tasks"] += len(story.db.rows)

@@ -116,10 +116,18 @@ def _outcomes(story: Story, entries: list[Entry], starts: list[Start]) -> Iterat
     """What a handler brought to its end is on record, unless its worker was hurt or somebody asked for a cancellation."""
     events = {entry.lease: entry.event for entry in entries if Event(entry.event) not in NOTES | {Event.CLAIMED}}
     for start in starts:
-        if not start.well or _hurt(story, start.process, start.at, start.end or start.at):
+        if not start.well or _hurt(story, start.process, start.at, _writable(story, start.end or start.at)):
             continue
         if events.get(start.lease) != Event.COMPLETED:
             yield f"I4: a handler of a healthy worker ended well, on record is {events.get(start.lease)}"
+
+
+def _writable(story: Story, at: float) -> float:
+    """When what ended `at` could be written: while the database is away, outcomes wait in their workers."""
+    for away in (fault for fault in story.faults if fault.kind == "away"):
+        if away.at - _MARGIN <= at <= away.until:
+            at = away.until
+    return at
 
 
 def _hurt(story: Story, process: int, since: float, until: float) -> bool:
@@ -156,8 +164,13 @@ def _healthy_reaped(story: Story) -> Iterator[str]:
         if entry.worker is None or "lease lost" not in (entry.reason or ""):
             continue
         process = process_of[entry.worker]
-        if not _hurt(story, process, entry.at, entry.at):
+        if not _hurt(story, process, entry.at, entry.at) and not _blind(story, entry.at):
             yield f"I10: a healthy worker was reaped\n{_told(story, entry.task, [entry], [])}"
+
+
+def _blind(story: Story, at: float) -> bool:
+    """Both witnesses at once may be wrong where the clock has jumped and the beats of two intervals were lost on their way."""
+    return story.troubled and any(fault.kind == "jump" and at - _BEFORE <= fault.at <= at for fault in story.faults)
 
 
 def _taken_back(story: Story) -> Iterator[str]:

@@ -246,7 +246,9 @@ class World:
 
     def hurt(self) -> None:
         """One fault of a random kind."""
-        worker = self.rng.choice([w for w in self.workers if w.here])
+        if not (here := [worker for worker in self.workers if worker.here]):
+            return  # all are dead, and their successors are on their way
+        worker = self.rng.choice(here)
         kinds = {
             self._kill_runner: 3, self._kill_keeper: 2, self._kill_worker: 2, self._stand_still: 3, self._partition: 3,
             self._away: 1, self._jump: 3, self._drain: 2, self._cancel: 3, self._revive: 2,

@@ -234,6 +234,24 @@ async def test_canceling_what_is_claimed_but_not_started(dsn: str, desk: Desk, d
         assert (await desk.final(waiting.id)).status in (State.CANCELED, State.COMPLETED)
 
 
+async def test_what_waits_under_a_lost_lease_does_not_begin(dsn: str, desk: Desk, db: Connection) -> None:
+    """Found by the simulation: it began all the same, while it ran elsewhere."""
+    tasks, started, told = _registry()
+    async with running(dsn, tasks, concurrency=1, heartbeat_interval=0.2) as runner:
+        blocker = await desk.one("wait")
+        await started.wait()
+        waiting = await make_task(db, type="wait", queue="elsewhere")
+        held = await claim(db, waiting.id, runner.id)
+        runner._deliver([held])  # as if claimed ahead
+        await Tasks(db).settle([settlement(await desk.tasks.get(waiting.id), Event.RELEASED)])
+        await db.execute("UPDATE dhara.tasks SET run_at = run_at + interval '1 hour' WHERE id = $1", waiting.id)
+        await eventually(lambda: held.lease not in runner.slots.leases())
+        told.fire()
+        assert (await desk.final(blocker)).status is State.COMPLETED
+        assert len(started.values) == 1
+    assert [entry["event"] for entry in await history(db, waiting.id)] == ["RELEASED"]
+
+
 async def test_a_request_for_an_attempt_that_is_over_reaches_nobody(dsn: str, desk: Desk, db: Connection) -> None:
     tasks, started, told = _registry()
     async with running(dsn, tasks, concurrency=1) as runner:

@@ -162,3 +162,31 @@ async def test_exclusive_ones_neither_start_nor_go_on_unheard(dsn: str, desk: De
         runner._board.acknowledge(time.monotonic())
         await desk.state(first, State.RUNNING, timeout=30)
         assert (await desk.tasks.get(first)).attempts == 2
+
+
+async def test_exclusive_ones_that_wait_are_given_back_unheard(dsn: str, desk: Desk, db: factories.Connection) -> None:
+    """When heartbeats are acknowledged again, the lease may be another's: so it must not be what they wait for."""
+    tasks = Registry()
+    gate, began = asyncio.Event(), Signal("began")
+
+    @tasks.task("only", exclusive=True)
+    async def only() -> None:
+        began.fire("only")
+
+    @tasks.task("plain")
+    async def plain() -> None:
+        began.fire("plain")
+        await gate.wait()
+
+    async with running(dsn, tasks, concurrency=1, stale_after=30.0) as runner:
+        await desk.one("plain")
+        await began.wait()
+        waiting = await factories.make_task(db, type="only", queue="elsewhere")
+        runner._deliver([await factories.claim(db, waiting.id, runner.id)])  # as if claimed ahead
+        runner._board.acknowledge(time.monotonic() - 25)
+        runner.slots.sweep()
+        released = await desk.state(waiting.id, State.PENDING)
+        runner._board.acknowledge(time.monotonic())
+        gate.set()
+    assert (released.attempts, released.failures) == (1, 0)
+    assert (await desk.events(waiting.id))[-1] == "RELEASED"

@@ -329,6 +329,33 @@ async def test_a_database_that_comes_late(dsn: str, db: Connection, sleeper: sub
             await eventually(beaten)
 
 
+async def test_a_beat_that_failed_is_tried_again_once(dsn: str) -> None:
+    """Found by the simulation: two beats that were lost in a row, and a clock that jumped, made a live worker lost."""
+    stage = Stage(dsn, heartbeat_interval=0.2)
+    stage.announce(uuid4(), os.getpid())
+    tries: list[bool] = []
+
+    class Lossy:
+        async def beat(self, *args: Any) -> dict[UUID, bool]:
+            if answers.pop(0):
+                tries.append(True)
+                return {}
+            tries.append(False)
+            raise ConnectionResetError
+
+    stage.keeper._workers = Lossy()  # type: ignore[assignment]
+    answers = [False, True]
+    await stage.keeper.beat()
+    assert tries == [False, True]
+    answers = [False, False]
+    with pytest.raises(ConnectionResetError):
+        await stage.keeper.beat()
+    answers = [False, True]  # while it keeps failing, an outage must not be asked more often
+    with pytest.raises(ConnectionResetError):
+        await stage.keeper.beat()
+    assert answers == [True]
+
+
 async def test_a_runner_beats_for_itself_until_its_keeper_does(dsn: str, db: Connection) -> None:
     """F35: where processors are short, a keeper may start later than a lease lasts."""
     tasks = Registry()

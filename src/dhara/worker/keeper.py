@@ -40,6 +40,8 @@ from dhara.worker.board import NOBODY, STARTED, Board, attach
 log = logging.getLogger("dhara.worker.keeper")  # it runs as __main__
 
 _WATCH = 0.25
+# A beat that failed is tried again after so much of the heartbeat interval.
+_SOON = 0.25
 _LAG_WARNING = 1.0
 _AFTERMATH = 2.0
 _LAST_CONNECT = 10.0
@@ -93,6 +95,7 @@ class Keeper:
         self._lagging: set[UUID] = set()
         self._reaping: set[asyncio.Task[None]] = set()
         self._connected = asyncio.Event()
+        self._heard = True
         self._beat = Every(config.heartbeat_interval, self.beat, "the heartbeat")
         self._watch = Every(_WATCH, self.watch, "watching deadlines")
         self._maintenance = Maintenance(self._pool, config.maintenance)
@@ -167,7 +170,19 @@ class Keeper:
                 self.reap_soon(Died(header.worker, "the whole worker was killed", started=started))
 
     async def beat(self) -> None:
-        """One heartbeat for every runner that lives and is not stopped."""
+        """One heartbeat for every runner that lives and is not stopped. The first that fails is tried again at once, or nearly:
+        the second witness waits for two of them only, and a cut connection should not cost one."""
+        heard, self._heard = self._heard, False
+        try:
+            await self._beat_once()
+        except Exception:
+            if not heard:
+                raise
+            await asyncio.sleep(self._config.heartbeat_interval * _SOON)
+            await self._beat_once()
+        self._heard = True
+
+    async def _beat_once(self) -> None:
         sent = time.monotonic()
         alive = {}
         for board in self.boards:

@@ -317,6 +317,9 @@ class Slots:
         if unheard == self._unheard:
             return
         self._unheard = unheard
+        if unheard:
+            # By the time that heartbeats are acknowledged again, their leases may be lost, and nobody has said so yet.
+            self._give_back_exclusive()
         if self._any_exclusive:
             log.warning(
                 "no heartbeat is acknowledged; exclusive attempts stop, nothing is claimed"
@@ -324,6 +327,17 @@ class Slots:
                 else "heartbeats are acknowledged again"
             )
         self._freed()
+
+    def _give_back_exclusive(self) -> None:
+        """Nothing exclusive that waits may begin any more under the lease that it has."""
+        for queue in (self._waiting, self._suspects):
+            for claim in [claim for claim in queue if self._is_exclusive(claim)]:
+                queue.remove(claim)
+                self._give_back(claim, "no heartbeat is acknowledged; an exclusive attempt does not begin")
+
+    def _is_exclusive(self, claim: Claim) -> bool:
+        handler = self._registry.get(claim.type)
+        return handler is not None and handler.options.exclusive
 
     def _end_process(self, claim: Claim) -> None:
         """The last resort: the keeper should have done it, but may be stopped itself."""
@@ -339,7 +353,13 @@ class Slots:
                 self._board.limit(slot.index, min(slot.deadline, now) + self._kill_grace)
 
     def lose(self, lease: UUID) -> None:
-        """The attempt under `lease` is someone else's now; it may go on, its outcome will be discarded."""
+        """The attempt under `lease` is someone else's now: what waits does not begin; what runs may go on, its outcome will be
+        discarded."""
+        for queue in (self._waiting, self._suspects):
+            for claim in [claim for claim in queue if claim.lease == lease]:
+                queue.remove(claim)
+                self._gone(claim)
+                self._freed()
         for slot in self.slots:
             held = slot.claim is not None and slot.claim.lease == lease
             if held and slot.context is not None and not slot.context.settled:
