@@ -91,25 +91,27 @@ async def remember(dsn: str) -> None:
         away = 34 <= ago <= 41
         for queue, share in SHARES.items():
             came = round(share * (330 + 90 * math.sin(ago / 9) + rng.randrange(-45, 45)))
-            failed = round(came * rng.uniform(0.01, 0.04)) + (
+            failed = round(came * rng.uniform(0.06, 0.12)) + (
                 rng.randrange(14, 26) if away and queue == "default" else 0
             )
             more = (
                 came,
                 came + (rng.randrange(-4, 4) if ago > 1 else 0),
                 failed,
-                int(rng.random() < (0.8 if away else 0.1)),
+                round(came * rng.uniform(0.01, 0.03)),
             )
             sums[queue] = [a + b for a, b in zip(sums[queue], more, strict=True)]
             samples.append((ago, queue, *sums[queue]))
         samples.append((ago, "*", *(sum(column) for column in zip(*sums.values(), strict=True))))
     minute = "date_trunc('minute', now()) - $1 * interval '1 minute'"
+    # The last one is of this moment: what comes is reckoned from here.
+    at = f"CASE WHEN $1 = 1 THEN now() ELSE {minute} END"
     async with Pool(DatabaseSettings(dsn=dsn)) as pool, pool.acquire() as connection:
         # The server has begun to sample nothing.
         await connection.execute("DELETE FROM dhara.rates")
         await connection.executemany(
             "INSERT INTO dhara.rates (minute, at, queue, enqueued, completed, failed, dead, depth)"
-            f" VALUES ({minute}, {minute}, $2, $3, $4, $5, $6, 0)",
+            f" VALUES ({minute}, {at}, $2, $3, $4, $5, $6, 0)",
             samples,
         )
         await connection.executemany(
@@ -119,11 +121,11 @@ async def remember(dsn: str) -> None:
 
 
 def _flows(queue: str, came: int, failed: int, dead: int) -> list[tuple[int, str, str, str | None, str | None]]:
-    """What so many tasks, all pruned by now, have left in the counters."""
+    """What so many tasks, all pruned by now, have left in the counters; `failed` attempts, the last ones of `dead` tasks too."""
     return [
         (came, queue, "ENQUEUED", None, "PENDING"),
-        (came + failed, queue, "CLAIMED", "PENDING", "RUNNING"),
-        (failed, queue, "RETRIED", "RUNNING", "PENDING"),
+        (came + failed - dead, queue, "CLAIMED", "PENDING", "RUNNING"),
+        (failed - dead, queue, "RETRIED", "RUNNING", "PENDING"),
         (dead, queue, "DEAD", "RUNNING", "DEAD"),
         (dead, queue, "PRUNED", "DEAD", None),
         (came - dead, queue, "COMPLETED", "RUNNING", "COMPLETED"),
@@ -150,7 +152,7 @@ async def shopping(dsn: str) -> None:
     async with AsyncClient(dsn) as dhara:
         await dhara.enqueue_many([shop.capture_payment.s(order=13 * n, cents=4_990) for n in range(1_001, 1_019)])
         while True:
-            crowd = 60 if rng.random() < 0.03 else rng.randrange(0, 5)
+            crowd = 40 if rng.random() < 0.02 else rng.randrange(0, 4)
             await dhara.enqueue_many([_call(rng) for _ in range(crowd)])
             await asyncio.sleep(0.35)
 
