@@ -50,6 +50,7 @@ def run_child(
     try:
         os.setpgid(0, 0)  # the terminal's Ctrl-C is for the supervisor, which passes it on once
         process.die_with_parent(parent)
+        process.share_heap()
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())

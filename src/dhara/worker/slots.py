@@ -28,6 +28,7 @@ from dhara.worker.context import Context
 from dhara.worker.executor import Executor, interrupted
 from dhara.worker.failure import failed
 from dhara.worker.lanes import ALL_QUEUES
+from dhara.worker.local import Local
 from dhara.worker.nursery import Nursery
 from dhara.worker.observed import Observations
 from dhara.worker.registry import Handler, Registry
@@ -78,7 +79,7 @@ class Slots:
         self._rng = rng
         self._threads = Threads(concurrency, "dhara")
         self._executor = Executor(registry, make_context, self._threads)
-        self._waiting: deque[Claim] = deque()
+        self._waiting = Local()
         self._suspects: deque[Claim] = deque()
         self._alone = False
         self._idle: deque[asyncio.Future[None]] = deque()
