@@ -107,8 +107,8 @@ async def _lose(arena: Arena, rng: random.Random, reply: bool) -> dict[str, Any]
 async def _cutting(name: str, reply: bool, way: Sequence[Proxy], end: float, made: Counter[str]) -> None:
     """Cut at one statement, on whichever of these ways it comes first."""
     while (left := end - time.monotonic()) > 0:
-        # Of a worker's beats every second one at most: it would lose its leases.
-        cut = Cut(STATEMENTS[name], reply=reply, spares=int(name == "beat"))
+        # Of a worker's beats every second one at most: it would lose its leases. So of fires: they would never catch up.
+        cut = Cut(STATEMENTS[name], reply=reply, spares=int(name in ("beat", "fire")))
         for proxy in way:
             proxy.lose(cut)
         with suppress(TimeoutError):
