@@ -10,8 +10,8 @@ from chaos.run import Order, run
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 # The loop blocked, the GIL held, the replies of commits lost, runners killed, one worker cut off, the database crashed.
-STEPS = [(3.0, "F5"), (9.0, "F6"), (16.0, "F20"), (18.0, "F1"), (19.5, "F1"),
-         (21.0, "F37"), (30.0, "F16")]  # fmt: skip
+STEPS = [(3.0, "F5"), (9.0, "F6"), (16.0, "F20"), (20.5, "F1"), (22.0, "F1"),
+         (23.5, "F37"), (32.5, "F16")]  # fmt: skip
 LEASE = 4.0
 
 
