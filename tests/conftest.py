@@ -58,6 +58,10 @@ _ROOM = 4 * 2**30
 _TOGETHER = 3
 
 
+# On the path of processes that tests start: what is not there where only dhara is installed.
+LEAN = Path(__file__).parent / "lean"
+
+
 class PrivateServer:
     """An embedded PostgreSQL in a folder of its own, both gone after `stop`."""
 
@@ -216,6 +220,12 @@ class Databases:
 
     def close(self) -> None:
         self._admin.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def lean_processes() -> None:
+    """Processes start as they do for users. Not before tests run: plug-ins of pytest need what is hidden."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(LEAN), os.environ.get("PYTHONPATH")]))
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dhara.cli.main import cli
+from tests.conftest import LEAN
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,7 +43,7 @@ class Dhara:
             "stdin": subprocess.DEVNULL,
         }
         environ = {k: v for k, v in os.environ.items() if not k.startswith("DHARA_")} | self.environ
-        environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+        environ["PYTHONPATH"] = os.pathsep.join([str(LEAN), str(ROOT / "src"), str(ROOT)])
         return subprocess.Popen(
             [sys.executable, "-m", "dhara", *arguments],
             text=True,

@@ -24,6 +24,7 @@ import pytest
 
 from dhara.demo import charge_card
 from tests.cli.conftest import ROOT, Dhara
+from tests.conftest import LEAN
 
 pytestmark = pytest.mark.slow
 
@@ -294,7 +295,7 @@ def test_a_demo_that_does_not_settle(dhara: Dhara) -> None:
 def _with_patience(dhara: Dhara, seconds: float) -> subprocess.CompletedProcess[str]:
     """`dhara dev --demo --once` that waits only so long."""
     code = f"import dhara.cli.dev as dev; dev.SETTLE_SECONDS = {seconds}; from dhara.cli.main import main; main()"
-    environ = os.environ | dhara.environ | {"PYTHONPATH": str(ROOT / "src")}
+    environ = os.environ | dhara.environ | {"PYTHONPATH": f"{LEAN}{os.pathsep}{ROOT / 'src'}"}
     command = [sys.executable, "-c", code, "dev", "--demo", "--once", "--port", "0"]
     return subprocess.run(command, env=environ, cwd=dhara.folder, capture_output=True, text=True, timeout=60)
 

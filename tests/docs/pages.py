@@ -22,6 +22,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from tests.conftest import LEAN
+
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ("sh", "python", "sql")
 DSN, ADDRESS = "postgresql://localhost/mydb", "127.0.0.1:8080"
@@ -152,7 +154,7 @@ def _environ(folder: Path, dsn: str, address: str) -> dict[str, str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith(("DHARA_", "PYTEST_"))}
     return own | {
         "PATH": f"{tools}{os.pathsep}{own['PATH']}",
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
+        "PYTHONPATH": os.pathsep.join([str(LEAN), str(ROOT / "src"), str(ROOT)]),
         "DHARA_DATABASE_URL": dsn,
         "DHARA_PORT": address.rpartition(":")[2],
     }

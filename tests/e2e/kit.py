@@ -25,6 +25,7 @@ import asyncpg
 from dhara.domain.task import NewTask
 from dhara.store.ids import new_id
 from dhara.store.tasks import Tasks
+from tests.conftest import LEAN
 from tests.factories import Connection
 from tests.waiting import eventually
 
@@ -121,7 +122,7 @@ class Fleet:
     def _start(self, *arguments: str, **settings: str) -> WorkerProcess:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("DHARA_") and k != "PYTEST_CURRENT_TEST"}
         environment |= PROFILE | {f"DHARA_{name.upper()}": value for name, value in settings.items()}
-        path = os.pathsep.join([str(ROOT), *(os.path.abspath(p) for p in sys.path if p)])
+        path = os.pathsep.join([str(LEAN), str(ROOT), *(os.path.abspath(p) for p in sys.path if p)])
         environment |= {"DHARA_DATABASE_URL": self.dsn, MARK: self.mark, "PYTHONPATH": path}
         log = self._folder / f"worker-{len(self.workers)}.log"
         with log.open("wb") as output:

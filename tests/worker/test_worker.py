@@ -17,6 +17,7 @@ import pytest
 from dhara import ConfigError, Registry, SchemaError, Unavailable, Worker
 from dhara.domain.lifecycle import State
 from dhara.store.workers import Workers
+from tests.conftest import LEAN
 from tests.e2e.kit import children, is_keeper
 from tests.factories import Connection
 from tests.waiting import Signal, eventually
@@ -209,7 +210,7 @@ async def test_run_blocks_and_handles_signals(dsn: str, desk: Desk, tmp_path: Pa
         )
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith("DHARA_")}
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    environment["PYTHONPATH"] = os.pathsep.join([str(LEAN), *filter(None, sys.path)])
     popen = subprocess.Popen(
         [sys.executable, str(script), dsn], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
