@@ -155,7 +155,7 @@ def test_cancel(dhara: Dhara, dsn: str) -> None:
     assert answer["error"]["code"] == "wrong_state"
     assert "COMPLETED" in answer["error"]["message"]
     # Or many, by a filter; never all by mistake.
-    for wrong in ([], ["--reason", "x", "--all"], [id, "--type", "t"]):
+    for wrong in ([], ["--reason", "x", "--all"], [id, "--type", "t"], ["-q", "", "--yes"], ["--type", "", "--yes"]):
         dhara("tasks", "cancel", *wrong, code=2)
     dhara("enqueue", "old.type")
     assert "would change 1 task\n" in dhara("tasks", "cancel", "--type", "old.type", "--dry-run").stdout

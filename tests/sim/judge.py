@@ -97,13 +97,26 @@ def _starts(entries: list[Entry], starts: list[Start]) -> Iterator[str]:
 
 
 def _overlaps(story: Story, starts: list[Start]) -> Iterator[str]:
-    """I12: not for `exclusive`, but where the whole worker stood still."""
+    """I12: not for `exclusive`, but where the whole worker stood still, or where both witnesses err."""
     ordered = sorted(starts, key=lambda start: start.at)
     for first, second in zip(ordered, ordered[1:], strict=False):
-        if not first.exclusive or _over(story, first) <= second.at:
-            continue
-        if not any(f.kind == "still" and first.process in f.processes and f.at <= second.at for f in story.faults):
+        over = _over(story, first)
+        if (
+            first.exclusive
+            and over > second.at
+            and not _frozen(story, first, over, second)
+            and not _blind(story, second.at)
+        ):
             yield f"I12: exclusive, and two run at {second.at:.3f}"
+
+
+def _frozen(story: Story, first: Start, over: float, second: Start) -> bool:
+    """Whether its whole worker stood still as the second began, and it ended within two seconds of going on."""
+    return any(
+        fault.kind == "still" and len(fault.processes) == 2 and first.process in fault.processes
+        and fault.at <= second.at and over <= fault.until + 2.0
+        for fault in story.faults
+    )  # fmt: skip
 
 
 def _over(story: Story, start: Start) -> float:
@@ -169,8 +182,10 @@ def _healthy_reaped(story: Story) -> Iterator[str]:
 
 
 def _blind(story: Story, at: float) -> bool:
-    """Both witnesses at once may be wrong where the clock has jumped and the beats of two intervals were lost on their way."""
-    return story.troubled and any(fault.kind == "jump" and at - _BEFORE <= fault.at <= at for fault in story.faults)
+    """Where the clock has jumped, age says nothing; if in that moment no beats arrive either, both witnesses err."""
+    jumped = [fault for fault in story.faults if fault.kind == "jump" and at - _BEFORE <= fault.at <= at]
+    silent = [fault for fault in story.faults if fault.kind == "partition" and fault.at <= at <= fault.until + _BEFORE]
+    return bool(jumped) and (story.troubled or bool(silent))
 
 
 def _taken_back(story: Story) -> Iterator[str]:

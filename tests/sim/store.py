@@ -359,7 +359,7 @@ class WorkersInMemory:
         now = self._db.now()
         holding = {row.locked_by for row in self._db.rows.values() if row.state is State.RUNNING}
         return [
-            Sighting(id, one.beat_seq, one.state, now - one.beat_at, now)
+            Sighting(id, one.beat_seq, one.state, now - one.beat_at)
             for id, one in self._db.fleet.items()
             if one.state in ("live", "draining") or id in holding
         ]

@@ -234,6 +234,20 @@ async def test_canceling_what_is_claimed_but_not_started(dsn: str, desk: Desk, d
         assert (await desk.final(waiting.id)).status in (State.CANCELED, State.COMPLETED)
 
 
+async def test_a_released_ghost_whose_answer_comes_late_does_not_begin(dsn: str, desk: Desk, db: Connection) -> None:
+    """Found by the simulation: its age is by the database's clock, which had jumped, and the answer was still on its way."""
+    tasks, _, _ = _registry()
+    async with running(dsn, tasks, heartbeat_interval=60) as runner:
+        late = await make_task(db, type="wait", queue="elsewhere")
+        held = await claim(db, late.id, runner.id)
+        await db.execute("UPDATE dhara.tasks SET started_at = started_at - interval '2 hours' WHERE id = $1", late.id)
+        await runner.comparer.compare()
+        await db.execute("UPDATE dhara.tasks SET run_at = run_at + interval '1 hour' WHERE id = $1", late.id)
+        runner._deliver([held])
+        assert held.lease not in runner.slots.leases()
+    assert [entry["event"] for entry in await history(db, late.id)] == ["RELEASED"]
+
+
 async def test_what_waits_under_a_lost_lease_does_not_begin(dsn: str, desk: Desk, db: Connection) -> None:
     """Found by the simulation: it began all the same, while it ran elsewhere."""
     tasks, started, told = _registry()

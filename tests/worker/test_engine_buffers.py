@@ -190,3 +190,29 @@ async def test_exclusive_ones_that_wait_are_given_back_unheard(dsn: str, desk: D
         gate.set()
     assert (released.attempts, released.failures) == (1, 0)
     assert (await desk.events(waiting.id))[-1] == "RELEASED"
+
+
+async def test_exclusive_ones_that_waited_while_the_loop_stood_still(dsn: str, desk: Desk, db: factories.Connection) -> None:
+    """Found by a review: for longer than the lease, say; by the time that it turns, heartbeats are acknowledged again."""
+    tasks = Registry()
+    gate, began = asyncio.Event(), Signal("began")
+
+    @tasks.task("only", exclusive=True)
+    async def only() -> None:
+        pass
+
+    @tasks.task("plain")
+    async def plain() -> None:
+        began.fire()
+        await gate.wait()
+
+    async with running(dsn, tasks, concurrency=1, stale_after=30.0) as runner:
+        await desk.one("plain")
+        await began.wait()
+        waiting = await factories.make_task(db, type="only", queue="elsewhere")
+        runner._deliver([await factories.claim(db, waiting.id, runner.id)])  # as if claimed ahead
+        runner.slots._last_sweep -= 20
+        runner.slots.sweep()
+        released = await desk.state(waiting.id, State.PENDING)
+        gate.set()
+    assert (released.attempts, (await desk.events(waiting.id))[-1]) == (1, "RELEASED")

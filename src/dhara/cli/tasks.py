@@ -204,7 +204,7 @@ def cancel(console: Console, /, id: str | None, reason: str | None, **given: Any
             raise click.UsageError("--reason belongs to the task ID")
         return bulk(console, "cancel", given)
     if any(given.values()):
-        raise click.UsageError("say either ID or which tasks, by a filter")
+        raise click.UsageError("ID alone says which task: leave out filters, --all, --yes and --dry-run")
     _cancel(console, id, reason or "canceled by an operator")
     return 0
 

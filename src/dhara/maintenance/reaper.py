@@ -6,9 +6,6 @@
 
 One rule defuses four faults: clock jumps, database outages, table locks, restarts of the reaper. The statement itself
 re-checks that no beat came in between, and leaves tasks alone that were claimed less than L ago.
-
-For L after the database's clock has been seen to jump, witness (a) says nothing, so (b) has to watch for L by itself: a
-worker that is cut off in that moment keeps its leases for as long as it was told, and what is `exclusive` ends before them.
 """
 
 from __future__ import annotations
@@ -25,8 +22,6 @@ from dhara.store.workers import Sighting, Workers
 log = logging.getLogger(__name__)
 
 _BATCH = 500
-# Seconds that the database's clock may gain on this process's between two looks.
-_JUMP = 1.0
 
 
 class Watch:
@@ -35,19 +30,14 @@ class Watch:
     Looks come every `interval` seconds; after a longer pause between two of them the watch begins anew.
     """
 
-    def __init__(self, confirm_after: float, interval: float, lease: float) -> None:
+    def __init__(self, confirm_after: float, interval: float) -> None:
         self._confirm_after = confirm_after
-        self._lease = max(lease, confirm_after)
-        self._ahead: float | None = None
-        self._wary_until = float("-inf")
         self._longest = 1.5 * interval + 0.25
         self._looked = float("-inf")
         self._since: dict[UUID, tuple[int, float]] = {}
 
     def still(self, sightings: list[Sighting], now: float) -> list[Sighting]:
-        """Those whose beat has not moved for `confirm_after` seconds of watching, after a jump of the database's clock for a
-        lease. Call after each successful read."""
-        self._look_for_jump(sightings, now)
+        """Those whose beat has not moved for `confirm_after` seconds of watching. Call after each successful read."""
         if now - self._looked > self._longest:
             self._since = {}
         self._looked = now
@@ -55,17 +45,7 @@ class Watch:
             s.id: known if (known := self._since.get(s.id)) and known[0] == s.beat_seq else (s.beat_seq, now)
             for s in sightings
         }
-        wanted = self._lease if now < self._wary_until else self._confirm_after
-        return [s for s in sightings if now - self._since[s.id][1] >= wanted]
-
-    def _look_for_jump(self, sightings: list[Sighting], now: float) -> None:
-        """`at` is the database's time of a look."""
-        if not sightings:
-            return
-        ahead = sightings[0].at - now
-        if self._ahead is not None and ahead - self._ahead > _JUMP:
-            self._wary_until = now + self._lease
-        self._ahead = ahead
+        return [s for s in sightings if now - self._since[s.id][1] >= self._confirm_after]
 
 
 class Reaper:
@@ -82,7 +62,7 @@ class Reaper:
         self._workers = workers
         self._settings = settings
         self._clock = clock
-        self._watch = Watch(settings.confirm_after, settings.reaper_interval, settings.stale_after)
+        self._watch = Watch(settings.confirm_after, settings.reaper_interval)
 
     async def look(self) -> int:
         """Watch, and reap whom both witnesses call lost; answers how many tasks were taken back."""

@@ -27,13 +27,12 @@ class NewWorker(Struct, frozen=True, kw_only=True):
 
 
 class Sighting(Struct, frozen=True):
-    """What a reaper sees of a worker; by the database's clock, `age` is seconds since its beat, `at` the moment of the look."""
+    """What a reaper sees of a worker; `age` is seconds since its beat, by the database's clock."""
 
     id: UUID
     beat_seq: int
     state: str
     age: float
-    at: float = 0.0
 
 
 class Duty(Struct, frozen=True):

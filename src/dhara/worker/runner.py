@@ -315,6 +315,8 @@ class Runner:
         return 0 if leaving or self.settler.full else self.slots.room()
 
     def _deliver(self, claims: list[Claim]) -> None:
+        if self.comparer.ghosts:
+            claims = [claim for claim in claims if claim.lease not in self.comparer.ghosts]
         if not self.draining:
             self.slots.deliver(claims)
             return

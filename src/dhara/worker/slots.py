@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 _AHEAD_SECONDS = 0.05
 _AHEAD_MOST = 600
 _TURN = 32
+# After so much of a lease without a look at the deadlines, silence of the keeper may have gone unseen.
+_STALL, _SHORTEST_STALL = 0.1, 0.5
+UNHEARD = "no heartbeat is acknowledged; an exclusive attempt does not begin"
 _EXIT_PATIENCE, _NO_PATIENCE = 0.5, 0.02
 
 
@@ -72,6 +75,7 @@ class Slots:
         self._handler_timeout = handler_timeout
         self._kill_grace = kill_grace
         self._first_moment, self._last_moment = first_moment(stale_after), last_moment(stale_after)
+        self._stalled = max(_SHORTEST_STALL, _STALL * stale_after)
         self._unheard = False
         self._any_exclusive = any(handler.options.exclusive for handler in registry.handlers)
         self._backoff = backoff
@@ -139,6 +143,8 @@ class Slots:
             self._suspects.extend(claim for claim in claims if claim.crashes)
             claims = [claim for claim in claims if not claim.crashes]
         self._waiting.extend(claims)
+        if self._unheard:
+            self._give_back_exclusive()  # claimed before the silence was noticed
         self._wake(len(claims) + len(self._suspects))
 
     def _wake(self, n: int) -> None:
@@ -189,8 +195,9 @@ class Slots:
         if handler is None:  # cannot be: only types of the registry are claimed
             self._give_back(claim, "type unknown here")
             return
-        if handler.options.exclusive and self._unheard:
-            self._give_back(claim, "no heartbeat is acknowledged; an exclusive attempt does not begin")
+        if handler.options.exclusive and (self._unheard or time.monotonic() - self._last_sweep > self._stalled):
+            # The loop may have stood still for longer than the lease lasts, and who was told so by then is nobody.
+            self._give_back(claim, UNHEARD)
             return
         alone = self._nursery is not None and (claim.crashes > 0 or handler.options.executor == "process")
         self._begin(slot, claim, handler, alone)
@@ -297,6 +304,8 @@ class Slots:
         rate = (self.finished - self._counted) / elapsed
         self._rate = max(rate, 0.7 * self._rate + 0.3 * rate)  # a burst is met at once, and forgotten slowly
         self._counted, self._last_sweep = self.finished, now
+        if elapsed > self._stalled:
+            self._give_back_exclusive()
         unheard = now - self._board.acked()
         self._hear(unheard > self._first_moment)
         for slot in self.slots:
@@ -331,10 +340,12 @@ class Slots:
 
     def _give_back_exclusive(self) -> None:
         """Nothing exclusive that waits may begin any more under the lease that it has."""
+        if not self._any_exclusive:
+            return
         for queue in (self._waiting, self._suspects):
             for claim in [claim for claim in queue if self._is_exclusive(claim)]:
                 queue.remove(claim)
-                self._give_back(claim, "no heartbeat is acknowledged; an exclusive attempt does not begin")
+                self._give_back(claim, UNHEARD)
 
     def _is_exclusive(self, claim: Claim) -> bool:
         handler = self._registry.get(claim.type)
