@@ -192,7 +192,9 @@ async def test_exclusive_ones_that_wait_are_given_back_unheard(dsn: str, desk: D
     assert (await desk.events(waiting.id))[-1] == "RELEASED"
 
 
-async def test_exclusive_ones_that_waited_while_the_loop_stood_still(dsn: str, desk: Desk, db: factories.Connection) -> None:
+async def test_exclusive_ones_that_waited_while_the_loop_stood_still(
+    dsn: str, desk: Desk, db: factories.Connection
+) -> None:
     """Found by a review: for longer than the lease, say; by the time that it turns, heartbeats are acknowledged again."""
     tasks = Registry()
     gate, began = asyncio.Event(), Signal("began")
