@@ -155,7 +155,7 @@ def ledger_table(runs: Sequence[Mapping[str, Any]]) -> str:
         mine = _by_server(row, runs)
         if mine:
             server, *others = (server for server in _SERVERS if server in mine)
-            measured, met = _measured(row, mine[server])
+            measured, met = _verdict(row, mine[server])
             injected = {server: sum(run["rows"][row]["injected"] for run in rows) for server, rows in mine.items()}
             counts = (injected.get(server, 0) for server in (_OLD, _POOLED))
             lines.append(
@@ -163,7 +163,7 @@ def ledger_table(runs: Sequence[Mapping[str, Any]]) -> str:
                 + " | ".join(f"{n:,}" if n else "" for n in counts)
                 + f" | {measured} | {met} |"
             )
-            told = ((other, _measured(row, mine[other])) for other in others)
+            told = ((other, _verdict(row, mine[other])) for other in others)
             elsewhere += [f"- {row} {_NAMES[other]}: {shown}" for other, (shown, met) in told if met != "met"]
     lines += [
         "",
@@ -235,6 +235,29 @@ _RANKS = ("", ", with priority", ", real-time")
 def _rank(run: Mapping[str, Any]) -> int:
     """How far a run came before all else on its machine: not, by niceness, as a real-time process."""
     return 2 if run.get("realtime") else 1 if run.get("priority") else 0
+
+
+def _verdict(row: str, runs: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """As `_measured`, but nothing is met that was done less, or less often, than the bar asks for."""
+    measured, met = _measured(row, runs)
+    if row in SIZES and not any(run.get("size") == "full" for run in runs):
+        return f"at a smaller size: {measured}", "**not at its size**" if met == "met" else met
+    if row in ("F20", "F21") and (short := [name for name, n in lost_messages(row, runs).items() if n < LOST_EACH]):
+        measured = f"{measured}; fewer than {LOST_EACH:,} of {', '.join(sorted(short))}".removeprefix("; ")
+        met = "**fewer**" if met == "met" else met
+    return measured, met
+
+
+# What the bars of F20 and F21 ask for, of each statement.
+LOST_EACH = 1_000
+
+
+def lost_messages(row: str, runs: Sequence[Mapping[str, Any]]) -> Counter[str]:
+    """How often each statement's reply (F20), or request (F21), was lost, where it was told apart."""
+    counts: Counter[str] = Counter()
+    for run in runs:
+        counts.update(run["rows"].get(row, {}).get("statements") or {})
+    return counts
 
 
 def _measured(row: str, runs: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
