@@ -111,12 +111,9 @@ def _overlaps(story: Story, starts: list[Start]) -> Iterator[str]:
 
 
 def _frozen(story: Story, first: Start, over: float, second: Start) -> bool:
-    """Whether its whole worker stood still as the second began, and it ended within two seconds of going on."""
-    return any(
-        fault.kind == "still" and len(fault.processes) == 2 and first.process in fault.processes
-        and fault.at <= second.at and over <= fault.until + 2.0
-        for fault in story.faults
-    )  # fmt: skip
+    """Whether its process stood still as the second began, when nothing can act, and it ended within two seconds of going on."""
+    stills = (fault for fault in story.faults if fault.kind == "still" and first.process in fault.processes)
+    return any(fault.at <= second.at and over <= fault.until + 2.0 for fault in stills)
 
 
 def _over(story: Story, start: Start) -> float:
