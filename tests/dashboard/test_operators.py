@@ -136,7 +136,7 @@ async def test_what_was_done_is_on_record_under_its_name(pool: Pool, visitor: ht
         ("anonymous", "task.retry", str(task.id)),
     ]
     assert "takes 500 PENDING tasks" in (await send(visitor, "/queues/mail/limit", "/queues", limit="500")).text
-    assert "at most 500" in (await visitor.get("/queues")).text
+    assert "limit 500" in (await visitor.get("/queues")).text
     for wrong in ("-1", "x", "9" * 30):
         assert (await send(visitor, "/queues/mail/limit", "/queues", limit=wrong)).status_code == 422
     assert "mail has no limit" in (await send(visitor, "/queues/mail/limit", "/queues", limit="")).text

@@ -71,6 +71,7 @@ class Worker:
     running: Runner | None = None
     lines: asyncio.StreamReader | None = None
     here: bool = True
+    leaving: bool = False
 
 
 @dataclass
@@ -229,12 +230,15 @@ class World:
 
     def _bury(self, process: int) -> None:
         for worker in self.workers:
-            if not worker.here:
+            if not (worker.here or worker.leaving):
                 continue
             if process == worker.runner:
                 started = [entry.lease for entry in worker.board.entries()]
                 self._tell(worker, Died(self.ids[process], "signal SIGKILL", started=started))
-                self.start_runner(worker)
+                if worker.leaving:
+                    self._tell(worker, Leave())
+                else:
+                    self.start_runner(worker)
             if process == worker.keeper:
                 self.start_keeper(worker)
 
@@ -305,7 +309,7 @@ class World:
         runner = worker.running
         if runner is None or not self.runs(worker.runner) or len(self.workers) > 6:
             return
-        worker.here = False
+        worker.here, worker.leaving = False, True
         self.faults.append(Fault("drain", self.loop.time(), (worker.runner,)))
 
         async def leave() -> None:
