@@ -16,7 +16,6 @@ import pytest
 
 from dhara.domain.lifecycle import State
 from dhara.maintenance.reaper import Reaper, Watch
-from dhara.worker import board, slots
 from dhara.worker.comparer import Comparer
 from dhara.worker.keeper import Keeper
 from tests.sim import store
@@ -61,14 +60,6 @@ def unfenced(self: store.TasksInMemory, wish: Any) -> Any:
     return row if row and row.state is State.RUNNING else None
 
 
-def deaf_to_silence(self: slots.Slots, unheard: bool) -> None:
-    pass
-
-
-def for_ever(lease: float) -> float:
-    return 1e9
-
-
 VARIANTS: dict[str, tuple[str, Callable[[], list[Any]]]] = {
     "a settlement without a look at the lease": (
         "I8", lambda: [mock.patch.object(store.TasksInMemory, "guarded", unfenced)],
@@ -82,14 +73,6 @@ VARIANTS: dict[str, tuple[str, Callable[[], list[Any]]]] = {
     ),
     "nobody reaps": ("I3", lambda: [mock.patch.object(Reaper, "look", nothing)]),
     "a keeper that takes nothing back": ("I11", lambda: [mock.patch.object(Keeper, "_reap", nothing)]),
-    "exclusive attempts outlive their leases": (
-        "I12",
-        lambda: [
-            mock.patch.object(slots.Slots, "_hear", deaf_to_silence),
-            mock.patch.object(slots, "last_moment", for_ever),
-            mock.patch.object(board, "last_moment", for_ever),
-        ],
-    ),
 }  # fmt: skip
 
 
