@@ -95,9 +95,10 @@ def stop(console: Console, id: str) -> None:
 def bulk_filter(kind: str, given: dict[str, Any]) -> Filter:
     """The filter of a bulk command. Raises `UsageError` where nothing says which tasks."""
     everything = given.pop("everything")
-    if empty := [name for name, value in given.items() if value == ""]:
+    options = {param.name: param.opts[-1] for param in click.get_current_context().command.params}
+    if empty := [options[name] for name, value in given.items() if value == ""]:
         # Such as of a variable that is not set: it would mean every task.
-        raise click.UsageError(f"--{empty[0].replace('_', '-')} is empty; say what to look for, or leave it out")
+        raise click.UsageError(f"{empty[0]} is empty; say what to look for, or leave it out")
     wanted = filter_of(kind, given)
     if not everything and wanted == filter_of(kind, {}):
         raise click.UsageError("say which tasks by a filter (--type, --queue, --group, --id, ...), or say --all")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GHOST_AGE = 2.0
-MOST_GHOSTS = 2_000
 # A worker that runs nothing and has asked for nothing for so many seconds compares in every so many rounds only.
 QUIET, QUIET_ROUNDS = 10.0, 6
 
@@ -47,8 +45,8 @@ class Comparer:
         self._stats = stats
         self._observations = observations
         self._skipped = 0
-        # Those released as ghosts, whose answer may come all the same: their age is by a clock that may jump.
-        self.ghosts: deque[UUID] = deque(maxlen=MOST_GHOSTS)
+        # Released as ghosts since the last claim's answer, which may bring one of them: their age is by a clock that may jump.
+        self.ghosts: set[UUID] = set()
 
     async def compare(self) -> None:
         """One round. Raises what the database raises; the next round comes as planned."""
@@ -98,6 +96,6 @@ class Comparer:
         if not ghosts:
             return
         log.warning("releasing %d claims whose answer was lost", len(ghosts))
-        self.ghosts.extend(row.lease for row in ghosts)
+        self.ghosts.update(row.lease for row in ghosts)
         reason = "ghost claim: its answer was lost"
         await self._tasks.settle([Settlement(row.id, row.lease, 0, Event.RELEASED, reason=reason) for row in ghosts])

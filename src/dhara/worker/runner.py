@@ -317,6 +317,7 @@ class Runner:
     def _deliver(self, claims: list[Claim]) -> None:
         if self.comparer.ghosts:
             claims = [claim for claim in claims if claim.lease not in self.comparer.ghosts]
+            self.comparer.ghosts.clear()  # one claim is under way at a time, and this was its answer
         if not self.draining:
             self.slots.deliver(claims)
             return

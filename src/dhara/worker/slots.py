@@ -196,7 +196,7 @@ class Slots:
             self._give_back(claim, "type unknown here")
             return
         if handler.options.exclusive and (self._unheard or time.monotonic() - self._last_sweep > self._stalled):
-            # The loop may have stood still for longer than the lease lasts, and who was told so by then is nobody.
+            # After a stall of the loop nobody has looked yet whether the lease has run out meanwhile.
             self._give_back(claim, UNHEARD)
             return
         alone = self._nursery is not None and (claim.crashes > 0 or handler.options.executor == "process")
