@@ -11,7 +11,8 @@ import asyncpg
 import pytest
 
 from dhara.errors import Unavailable
-from dhara.store.pool import SMALL, DatabaseSettings, Pool, _is_alive, is_transient, unless_cut
+from dhara.store.pool import AWAY, SMALL, DatabaseSettings, Pool, _is_alive, is_transient, unless_cut
+from tests.proxy import Proxy
 from tests.waiting import eventually
 
 
@@ -143,3 +144,31 @@ async def test_a_copy_ends_with_its_connection(narrow: Pool, db: asyncpg.Connect
         assert is_transient(found.value)
     finally:
         await db.execute("DROP TABLE dhara.copied")
+
+
+async def test_a_database_that_is_away_is_not_asked_by_everybody(dsn: str) -> None:
+    """A few parts of a process ask, each at its own pace: together they try to connect twice a second at most."""
+    # Without a floor, which the driver would restore by itself, once a second at first.
+    async with Proxy(dsn) as proxy, Pool(DatabaseSettings(dsn=proxy.dsn, pool_min=0, pool_max=4)) as pool:
+        await pool.fetchval("SELECT 1")
+        proxy.close()
+
+        async def refused() -> bool:
+            with pytest.raises(AWAY):
+                await pool.fetchval("SELECT 1")
+            return pool.size == 0
+
+        await eventually(refused)
+        before = proxy.accepted
+        for _ in range(20):
+            await refused()
+        assert proxy.accepted - before <= 1
+        proxy.reopen()
+
+        async def answers() -> bool:
+            try:
+                return await pool.fetchval("SELECT 1") == 1
+            except AWAY:
+                return False
+
+        await eventually(answers, 10)

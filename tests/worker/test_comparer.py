@@ -222,7 +222,7 @@ async def test_canceling_one_harms_no_other(dsn: str, desk: Desk) -> None:
 async def test_canceling_what_is_claimed_but_not_started(dsn: str, desk: Desk, db: Connection) -> None:
     """A request that comes between the claim and the start is seen at the next comparison."""
     tasks, started, told = _registry()
-    async with running(dsn, tasks, concurrency=1, heartbeat_interval=0.3) as runner:
+    async with running(dsn, tasks, concurrency=1, heartbeat_interval=0.3, queues={"default": 1}) as runner:
         blocker = await desk.one("wait")
         await started.wait()
         waiting = await make_task(db, type="wait", queue="elsewhere")
@@ -237,7 +237,7 @@ async def test_canceling_what_is_claimed_but_not_started(dsn: str, desk: Desk, d
 async def test_a_released_ghost_whose_answer_comes_late_does_not_begin(dsn: str, desk: Desk, db: Connection) -> None:
     """Found by the simulation: its age is by the database's clock, which had jumped, and the answer was still on its way."""
     tasks, _, _ = _registry()
-    async with running(dsn, tasks, heartbeat_interval=60) as runner:
+    async with running(dsn, tasks, heartbeat_interval=60, queues={"default": 4}) as runner:
         late = await make_task(db, type="wait", queue="elsewhere")
         held = await claim(db, late.id, runner.id)
         await db.execute("UPDATE dhara.tasks SET started_at = started_at - interval '2 hours' WHERE id = $1", late.id)
@@ -251,7 +251,7 @@ async def test_a_released_ghost_whose_answer_comes_late_does_not_begin(dsn: str,
 async def test_what_waits_under_a_lost_lease_does_not_begin(dsn: str, desk: Desk, db: Connection) -> None:
     """Found by the simulation: it began all the same, while it ran elsewhere."""
     tasks, started, told = _registry()
-    async with running(dsn, tasks, concurrency=1, heartbeat_interval=0.2) as runner:
+    async with running(dsn, tasks, concurrency=1, heartbeat_interval=0.2, queues={"default": 1}) as runner:
         blocker = await desk.one("wait")
         await started.wait()
         waiting = await make_task(db, type="wait", queue="elsewhere")

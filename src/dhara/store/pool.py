@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
@@ -224,6 +225,9 @@ async def _no_reset(connection: Any) -> None:
 
 # One for what comes one after the other, and one for the wake-up beside it.
 _AT_HAND = 2
+# Seconds after a failure to connect in which a pool without connections does not try again, whoever asks: a process has several
+# parts that do, each at its own pace, and a database that comes back must not meet them all.
+_REST = 0.5
 
 
 class Lease:
@@ -255,6 +259,7 @@ class Pool:
         # Out of asyncpg's pool, and free: whose ways of giving and taking cost as much as a small statement.
         self._hand: list[Any] = []
         self._asking = 0
+        self._failed: tuple[float, str] | None = None
         # As `_pool`, and still known after `close`, which waits for what is out.
         self._source: Any = None
 
@@ -327,11 +332,18 @@ class Pool:
             if _is_alive(connection):
                 return connection
             await inner.release(connection)
+        if self._failed is not None and not inner.get_size() and time.monotonic() < self._failed[0] + _REST:
+            raise ConnectionError(self._failed[1])
         self._asking += 1
         try:
-            return await inner.acquire(timeout=None if self.settings.users else self.settings.connect_timeout)
+            connection = await inner.acquire(timeout=None if self.settings.users else self.settings.connect_timeout)
+        except AWAY as error:
+            self._failed = (time.monotonic(), str(error) or type(error).__name__)
+            raise
         finally:
             self._asking -= 1
+        self._failed = None
+        return connection
 
     async def give(self, connection: Any, error: BaseException | None = None) -> None:
         """Take back a connection; `error`: what its last use ended with."""
