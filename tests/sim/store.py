@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -230,12 +230,12 @@ class TasksInMemory:
     def report(self, rows: Sequence[tuple[UUID, UUID, str | None, str | None]]) -> None:
         pass  # progress and log lines: nothing depends on them
 
-    def held(self, worker: UUID) -> list[Held]:
+    def held(self, worker: UUID, of: Collection[UUID] | None = None) -> list[Held]:
         now = self._db.now()
         return [
             Held(row.new.id, row.lease, row.cancel, now - row.started_at)
             for row in self._db.rows.values()
-            if row.state is State.RUNNING and row.locked_by == worker and row.lease
+            if row.state is State.RUNNING and row.locked_by == worker and row.lease and (of is None or row.new.id in of)
         ]
 
     def request_cancel(self, id: UUID, reason: str = "", by: str = "") -> Canceling:

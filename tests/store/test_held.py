@@ -26,3 +26,15 @@ async def test_only_the_workers_running_tasks(tasks: Tasks, db: Connection) -> N
     assert found[mine.id].age == pytest.approx(100, abs=5)
     assert found[flagged.id].age == pytest.approx(0, abs=5)
     assert await tasks.held(uuid4()) == []
+
+
+async def test_some_of_them_as_all(tasks: Tasks, db: Connection) -> None:
+    worker = await make_worker(db)
+    mine = await make_task(db, "RUNNING", worker=worker, cancel_requested=True)
+    other = await make_task(db, "RUNNING", worker=worker)
+    foreign = await make_task(db, "RUNNING")
+    over = await make_task(db, "COMPLETED", worker=worker)
+    (found,) = await tasks.held(worker, {mine.id, foreign.id, over.id, uuid4()})
+    assert (found.id, found.lease, found.cancel_requested) == (mine.id, mine.lease, True)
+    assert {held.id for held in await tasks.held(worker, {mine.id, other.id})} == {mine.id, other.id}
+    assert await tasks.held(worker, []) == []

@@ -98,6 +98,7 @@ def cases(sample: dict[str, Any]) -> dict[str, Case]:
             load("tasks/reap", "dhara"), [NOBODY, 0, 30, 500, "lost", 1, 60, None], "tasks_running", 2, 60
         ),
         "held": Case(load("tasks/held", "dhara"), [WORKER], "tasks_running", 210, 400),
+        "held of 100": Case(load("tasks/held_of", "dhara"), [WORKER, sample["ids"]], "tasks_pkey", 500, 500),
         "expire": Case(load("tasks/expire", "dhara"), [500], "tasks_expiring", 2, 100),
         "first page": Case(listing(Filter()), [21, 0], "tasks_pkey", 25, 100),
         "first page of DEAD": Case(listing(Filter(status=("DEAD",))), [21, 0], "tasks_dead|tasks_pkey", 25, 100),  # type: ignore[arg-type]

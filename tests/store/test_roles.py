@@ -84,6 +84,7 @@ USES: dict[str, set[str]] = {
     "tasks/get": API | WORKER,
     "tasks/get_many": API | WORKER,
     "tasks/held": API | WORKER | MAINTENANCE | READER,
+    "tasks/held_of": API | WORKER | MAINTENANCE | READER,
     "tasks/lanes": API | WORKER | MAINTENANCE | READER,
     "tasks/slice": API | WORKER | MAINTENANCE | READER,
     "tasks/lapse": API | WORKER | MAINTENANCE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Collection
 from uuid import UUID
 
 import pytest
@@ -288,14 +289,62 @@ async def test_a_failed_settlement_of_a_ghost_costs_nothing(dsn: str, desk: Desk
     assert (await desk.tasks.get(task.id)).status is State.COMPLETED
 
 
+async def test_while_a_look_at_everything_is_expensive_it_asks_of_what_it_knows(
+    dsn: str, desk: Desk, db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by ten minutes of a held snapshot: each beat went through all that the worker had run since."""
+    asked: list[Collection[UUID] | None] = []
+    held = Tasks.held
+
+    async def counting(self: Tasks, worker: UUID, of: Collection[UUID] | None = None) -> list[Held]:
+        asked.append(of)
+        return await held(self, worker, of)
+
+    tasks, started, told = _registry()
+    monkeypatch.setattr(Tasks, "held", counting)
+    async with running(dsn, tasks, heartbeat_interval=60, queues={"default": 4}) as runner:
+        await eventually(lambda: len(asked) == 1)  # its own round
+        watched, waiting = await desk.one("watch"), await desk.one("wait")
+        await started.wait(2)
+        ghost = await make_task(db, "RUNNING", worker=runner.id, type="wait", queue="elsewhere", age=60)
+        runner.comparer._costs, runner.comparer._looked = (0.5, 0.5), time.monotonic()
+        await Tasks(db).settle([settlement(await desk.tasks.get(watched), Event.RELEASED)])
+        await db.execute("UPDATE dhara.tasks SET run_at = run_at + interval '1 hour' WHERE id = $1", watched)
+        await desk.cancel(waiting)
+        await runner.comparer.compare()
+        assert asked[1] == {watched, waiting}
+        assert None not in asked[1:]
+        assert (await told.wait())[0] is False, "its lease is lost"
+        assert (await desk.final(waiting)).status is State.CANCELED
+        assert (await desk.tasks.get(ghost.id)).status is State.RUNNING
+        runner.claimer._unanswered = time.monotonic()
+        await runner.comparer.compare()
+        assert asked[-1] is None, "a claim that was not answered may have left a ghost"
+        assert (await desk.tasks.get(ghost.id)).status is State.PENDING
+        runner.claimer._unanswered = float("-inf")
+        runner.comparer._costs, runner.comparer._looked = (0.5, 0.5), time.monotonic() - comparer.LOOK_REST
+        await runner.comparer.compare()
+        assert asked[-1] is None, "the rest is over"
+        assert runner.comparer._costs[1] == 0.5, "one look that was slow makes none rarer"
+
+
+async def test_a_claim_without_an_answer_is_told(dsn: str, desk: Desk) -> None:
+    tasks, _, _ = _registry()
+    async with Proxy(dsn) as proxy, running(proxy.dsn, tasks) as runner:
+        assert runner.claimer.unanswered_for() == float("inf")
+        proxy.lose_reply("tasks/claim")
+        await desk.all_final(await desk.enqueue("quick"))
+        assert runner.claimer.unanswered_for() < comparer.SUSPICION
+
+
 async def test_a_worker_that_has_been_idle_for_long_asks_rarely(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = 0
     held = Tasks.held
 
-    async def counting(self: Tasks, worker: UUID) -> list[Held]:
+    async def counting(self: Tasks, worker: UUID, of: Collection[UUID] | None = None) -> list[Held]:
         nonlocal asked
         asked += 1
-        return await held(self, worker)
+        return await held(self, worker, of)
 
     tasks, _, _ = _registry()
     monkeypatch.setattr(Tasks, "held", counting)

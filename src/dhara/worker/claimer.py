@@ -5,12 +5,15 @@
     claim is full  -> claim again as soon as there is room
     claim is short -> scan (if the last scan is long enough ago), else wait to be woken
     no own slot    -> a queue with slots of its own had more than those took: claim again when a slot is free
-    nothing heard  -> after the poll interval, or when the next delayed task is due: scan, and claim if it found any
+    nothing heard  -> after the poll interval, or when the next delayed task is due: scan, and claim if it found any; where
+                      scans are dear, claim from the known lanes instead
 
-The scan's share of the time is bounded: after one that took t, the next comes no sooner than 20 t (or, when nothing
-could be claimed, the poll interval), so that it costs little even where dead index entries make it slow. The same holds
-for claims from the front of the lanes, where there may be a long backlog of tasks that this worker does not know; but only
-up to FRONT_EVERY, since what made one slow may have been the database, and something may have come to lie below the marks.
+The scan's share of the time is bounded: after one that took t, the next comes no sooner than 20 t, so that it costs little even
+where dead index entries make it slow: each worker of a fleet scans, and all of these entries are what a snapshot that is held
+for ten minutes leaves. When a hint tells of a queue that is not known, a scan is worth the poll interval. The same share holds
+for claims from the front of the lanes, where there may be a long backlog of tasks that this worker does not know. Both, where
+nothing could be claimed, only up to FRONT_EVERY, since what made one slow may have been the database, and something may have
+come to lie below the marks.
 Where such a claim does not even come to its end, the lane is walked in slices (`passes`), which get a tenth of the time.
 """
 
@@ -41,7 +44,7 @@ SCAN_EVERY = 5.0
 SCAN_SHARE = 20
 CHEAP_SCAN = 0.005
 CHEAP_FRONT = 0.05
-# Where nothing could be claimed, a scan is worth its cost after so much of the poll interval.
+# Where a queue is not known yet, a scan is worth its cost after so much of the poll interval.
 URGENT = 0.8
 FRONT_EVERY = 15.0
 PASS_SHARE, LONGEST_REST = 10, 5.0
@@ -94,6 +97,7 @@ class Claimer(Service):
         self._news = asyncio.Event()
         self._roomy = asyncio.Event()
         self._woken = True
+        self._stranger = False
         self._last_scan = float("-inf")
         self._scan_cost = 0.0
         self._scanned_at = BEGINNING
@@ -103,6 +107,7 @@ class Claimer(Service):
         self._held_back = False
         self._freed = False
         self._asked: float | None = None
+        self._unanswered = float("-inf")
         self._last_claim = self._clock()
 
     @property
@@ -118,11 +123,19 @@ class Claimer(Service):
         """Seconds since a claim was under way."""
         return 0.0 if self._asked is not None else self._clock() - self._last_claim
 
+    def unanswered_for(self) -> float:
+        """Seconds since a claim ended without an answer, which may have taken tasks all the same."""
+        return self._clock() - self._unanswered
+
     def wake(self, queue: str) -> None:
         """A hint that `queue` (empty: any) has a ready task."""
         if not queue or self._lanes.serves(queue):
-            self._woken = True
-            self._news.set()
+            self._stranger = self._stranger or not self._lanes.knows(queue)
+            self._hint()
+
+    def _hint(self) -> None:
+        self._woken = True
+        self._news.set()
 
     def expect(self, seconds: float) -> None:
         """A hint that a task is due in `seconds`: before the next poll, a look at the lanes says when exactly."""
@@ -135,7 +148,7 @@ class Claimer(Service):
         if not self._roomy.is_set():
             self._roomy.set()
         if self._held_back:
-            self.wake("")
+            self._hint()
 
     async def run(self) -> None:
         pause = _FIRST_PAUSE
@@ -151,7 +164,7 @@ class Claimer(Service):
                 log.log(level, "claiming failed, trying again in about %.1f s: %s", pause, error)
                 await asyncio.sleep(pause * self._rng.uniform(0.5, 1.5))
                 pause = min(_LONGEST_PAUSE, pause * 2)
-                self._woken = True
+                self._woken = self._stranger = True
 
     async def _round(self) -> None:
         room = min(self._room(), MOST)
@@ -177,10 +190,12 @@ class Claimer(Service):
             if await self._scan() and await self._claim_found():
                 return
         elif not got:
-            # Not before a scan is allowed, or this would spin from when a task is due until then.
-            allowed = self._last_scan + SCAN_SHARE * self._scan_cost
-            earliest = min(allowed, self._last_scan + URGENT * self._poll_interval)
-            self._next_due = max(earliest, min(self._next_due, allowed))
+            if not woken and len(self._lanes) and await self._claim(room):
+                self._woken = True
+                return
+            # What was due has been asked for. Not before a scan is allowed, or this would spin until then.
+            allowed = self._last_scan + self._scan_rest(urgently=True)
+            self._next_due = min(self._next_due, allowed) if self._next_due > self._clock() else allowed
         await self._wait()
 
     async def _claim_found(self) -> bool:
@@ -245,6 +260,9 @@ class Claimer(Service):
                 self._lanes.took(claims)
                 self._deliver(claims)
             return claims
+        except BaseException:
+            self._unanswered = self._clock()
+            raise
         finally:
             self._asked = None
             self._last_claim = self._clock()
@@ -290,14 +308,20 @@ class Claimer(Service):
         return self._clock() - self._last_scan
 
     def _may_scan(self, urgently: bool) -> bool:
-        """Urgently: nothing could be claimed, so there may be new lanes. That is worth a look every poll, whatever it costs."""
-        since = self._since_scan()
-        if since >= SCAN_SHARE * self._scan_cost:
-            return True
-        return urgently and (self._scan_cost < CHEAP_SCAN or since >= URGENT * self._poll_interval)
+        return self._since_scan() >= self._scan_rest(urgently)
+
+    def _scan_rest(self, urgently: bool) -> float:
+        """Seconds from one scan to the next. Urgently: nothing could be claimed, so there may be what only a scan finds."""
+        rest = SCAN_SHARE * self._scan_cost
+        if not urgently:
+            return rest
+        if self._scan_cost < CHEAP_SCAN:
+            return 0.0
+        lost = self._stranger or not len(self._lanes)
+        return min(rest, URGENT * self._poll_interval if lost else FRONT_EVERY)
 
     async def _scan(self) -> bool:
-        start = self._clock()
+        start, self._stranger = self._clock(), False
         lanes = await self._tasks.lanes()
         self._last_scan = self._clock()
         self._scan_cost = self._last_scan - start

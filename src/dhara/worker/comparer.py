@@ -4,6 +4,10 @@
     the runner has it, the database does not            the lease is lost: the handler is told
     the database says a cancellation was asked for      the attempt is interrupted
 
+Ghosts are found by a look at all that the worker is said to run. While a snapshot is held that is slow, as the index keeps an
+entry for each task that the worker has run since; then such a look takes a hundredth of the time, but for when a claim has not
+been answered of late, and between two of them the runner asks about what it knows only.
+
 The same round carries the runner's observations (histograms) to the database.
 """
 
@@ -29,6 +33,10 @@ log = logging.getLogger(__name__)
 GHOST_AGE = 2.0
 # A worker that runs nothing and has asked for nothing for so many seconds compares in every so many rounds only.
 QUIET, QUIET_ROUNDS = 10.0, 6
+# After two looks at everything that took at least t each, the next comes no sooner than after LOOK_SHARE times t, or LOOK_REST
+# seconds: what made them slow may have been the database. Claims that went unanswered in the last SUSPICION seconds may have left
+# ghosts.
+LOOK_SHARE, LOOK_REST, SUSPICION = 100, 30.0, 30.0
 
 
 def _quiet(heartbeat: float) -> float:
@@ -45,6 +53,7 @@ class Comparer:
         self._stats = stats
         self._observations = observations
         self._skipped = 0
+        self._looked, self._costs = float("-inf"), (0.0, 0.0)
         # Released as ghosts since the last claim's answer, which may bring one of them: their age is by a clock that may jump.
         self.ghosts: set[UUID] = set()
 
@@ -57,7 +66,7 @@ class Comparer:
         self._skipped = 0
         runner = self._runner
         start, before, asking = time.monotonic(), runner.leases(), runner.claimer.asking()
-        held = await self._tasks.held(runner.id)
+        held = await self._held(start)
         after = runner.leases()
         for row in held:
             if row.cancel_requested:
@@ -69,6 +78,16 @@ class Comparer:
         ripe = GHOST_AGE + max(asking, runner.claimer.asking()) + time.monotonic() - start
         await self._release([row for row in held if row.age > ripe and row.lease not in before | after])
         await self.flush()
+
+    async def _held(self, now: float) -> list[Held]:
+        """What the database says: of everything, or, while that is dear, of what this runner knows."""
+        rest = min(LOOK_REST, LOOK_SHARE * min(self._costs))
+        if now - self._looked < rest and self._runner.claimer.unanswered_for() > SUSPICION:
+            return await self._tasks.held(self._runner.id, self._runner.slots.tasks())
+        held = await self._tasks.held(self._runner.id)
+        self._looked = time.monotonic()
+        self._costs = (self._looked - now, self._costs[0])
+        return held
 
     def _may_skip(self) -> bool:
         """There is nothing to compare, except for what a claim would have left: and there was none lately."""

@@ -398,6 +398,11 @@ class Slots:
         running = {slot.claim.lease for slot in self.slots if slot.claim is not None}
         return running | {claim.lease for claim in (*self._waiting, *self._suspects)}
 
+    def tasks(self) -> set[UUID]:
+        """Every task that waits or runs here."""
+        running = {slot.claim.id for slot in self.slots if slot.claim is not None}
+        return running | {claim.id for claim in (*self._waiting, *self._suspects)}
+
     def at_work(self) -> list[Slot]:
         """The slots that run something."""
         return [slot for slot in self.slots if slot.claim is not None]
