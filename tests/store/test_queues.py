@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+
 import msgspec
 import pytest
 
 from dhara.domain.lifecycle import State
 from dhara.errors import NotFound
+from dhara.store.pool import Pool
 from dhara.store.queues import Queues
 from tests.factories import Connection, make_task
+from tests.waiting import eventually
 
 
 async def test_figures(queues: Queues, db: Connection) -> None:
@@ -39,6 +44,26 @@ async def test_pause_and_resume(queues: Queues) -> None:
         ("never", None, None),
         ("new", None, None),
     ]
+
+
+@pytest.mark.parametrize("what", ["retain", "aim", "limit"])
+async def test_of_two_changes_at_once_the_second_says_what_the_first_made(
+    db: Connection, pool: Pool, what: str
+) -> None:
+    await getattr(Queues(db), what)("mail", 1)
+    async with db.transaction():
+        await getattr(Queues(db), what)("mail", 2)
+        second = asyncio.create_task(getattr(Queues(pool), what)("mail", 3))
+        await eventually(lambda: _somebody_waits(db))
+    await second
+    rows = await db.fetch("SELECT before, after FROM dhara.audit_log ORDER BY seq")
+    values = [tuple(next(iter((json.loads(side) or {}).values()), None) for side in row) for row in rows]
+    assert values == [(None, 1), (1, 2), (2, 3)]
+
+
+async def _somebody_waits(db: Connection) -> bool:
+    query = "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND transactionid = pg_current_xact_id()::xid"
+    return bool(await db.fetchval(query))
 
 
 async def test_unknown(queues: Queues) -> None:
