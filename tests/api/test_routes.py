@@ -514,6 +514,18 @@ async def retention_and_objective_of_a_queue(client: httpx.AsyncClient, pool: Po
 
 
 @unhappy("PATCH", "/queues/{name}")
+async def settings_of_a_queue_change_together_or_not_at_all(client: httpx.AsyncClient, pool: Pool) -> None:
+    await pool.execute("ALTER TABLE dhara.queues ADD CONSTRAINT refused CHECK (wait_objective <> 77)")
+    body = {"limit": 5, "retention": 60, "wait_objective": 77}
+    assert (await client.patch("/api/v1/queues/mail", json=body)).status_code >= 500
+    problem(await client.get("/api/v1/queues/mail"), 404, "not_found")
+    assert await Audit(pool).list() == []
+    body["wait_objective"] = 78
+    found = (await client.patch("/api/v1/queues/mail", json=body)).json()
+    assert (found["limit"], found["retention"], found["wait_objective"]) == (5, 60, 78)
+
+
+@unhappy("PATCH", "/queues/{name}")
 async def wrong_settings_of_a_queue(client: httpx.AsyncClient, pool: Pool) -> None:
     problem(await client.patch("/api/v1/queues/A%20B", json={"retention": 1}), 404, "not_found")
     problem(await client.patch("/api/v1/queues/mail", content=b"{", headers=JSON), 400, "invalid_json")

@@ -22,6 +22,7 @@ from dhara.api.shapes import (
 from dhara.api.tasks import id_of
 from dhara.api.wire import queue_change
 from dhara.domain import limits
+from dhara.store.queues import Queues
 from dhara.store.stats import by_status, totals
 from dhara.telemetry.metrics import Family, Sample, family, single
 from dhara.telemetry.prometheus import CONTENT_TYPE, render
@@ -47,17 +48,22 @@ async def queue(request: Request) -> Reply:
 async def change(request: Request) -> Reply:
     name = _name(request)
     found = await queue_change(request)
-    queues = request.parts.queues
-    if "retention" in found:
-        seconds = found["retention"]
-        await queues.retain(name, None if seconds is None else float(seconds), request.actor)
-    if "wait_objective" in found:
-        seconds = found["wait_objective"]
-        await queues.aim(name, None if seconds is None else float(seconds), request.actor)
+    # All of it or nothing; the limit first, which is the order of locks that a limit alone has, too.
+    async with request.parts.pool.acquire() as connection, connection.transaction():
+        queues = Queues(connection, request.parts.queues.schema)
+        if "limit" in found:
+            await queues.limit(name, found["limit"], request.actor)
+        if "retention" in found:
+            await queues.retain(name, _seconds(found["retention"]), request.actor)
+        if "wait_objective" in found:
+            await queues.aim(name, _seconds(found["wait_objective"]), request.actor)
     if "limit" in found:
-        await queues.limit(name, found["limit"], request.actor)
         await request.parts.pressure.refresh()
     return await queue(request)
+
+
+def _seconds(value: float | None) -> float | None:
+    return None if value is None else float(value)
 
 
 async def pause(request: Request) -> Reply:
