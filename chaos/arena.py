@@ -108,12 +108,14 @@ class Arena:
         older: str | None = None,
         full: bool = False,
         statements: tuple[str, ...] = (),
+        without: tuple[str, ...] = (),
     ) -> None:
         self.rng = random.Random(seed)
         self.lease = lease
         self.needs = needs
         self.full = full
         self.statements = statements
+        self._without = without
         self.folder = Path(tempfile.mkdtemp(prefix="dhara-chaos-", dir=_place()))
         self.folder.chmod(0o711)
         self.notes = self.folder / "notes"
@@ -162,7 +164,7 @@ class Arena:
                     await self._add(index)
             client = AsyncClient(way, patience=2.0, pooler="pooler" in self.needs)
             self.client = await self._stack.enter_async_context(client)
-            self.workload = Workload(self.client, self.folder, self.rng, self._rate)
+            self.workload = Workload(self.client, self.folder, self.rng, self._rate, self._without)
             if "server" in self.needs:
                 self.server = Web(self.dsn, self.folder, **self._settings)
                 self._stack.push_async_callback(self.server.end)

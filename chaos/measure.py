@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from dhara.telemetry.metrics import BUCKETS
 from tests.factories import Connection
 
 if TYPE_CHECKING:
@@ -82,6 +83,26 @@ async def since(arena: Arena, start: datetime) -> Span:
     """From `start` to now."""
     async with session(arena) as db:
         return await span(db, start, await now(db))
+
+
+_CLAIMS = "SELECT buckets FROM dhara.histograms WHERE name = 'claim'"
+
+
+async def claims(arena: Arena) -> list[int]:
+    """How long the claims that found something have taken so far, by the workers' own histogram: counts by bucket."""
+    async with session(arena) as db:
+        return [sum(counts) for counts in zip(*(row[0] for row in await db.fetch(_CLAIMS)), strict=True)]
+
+
+def p99_between(before: Sequence[int], after: Sequence[int]) -> float:
+    """The 99th percentile of what has come to a histogram, in seconds, by line within its bucket; infinite if nothing has."""
+    counts = [b - a for a, b in zip(before or [0] * len(after), after, strict=True)]
+    left = 0.99 * sum(counts)
+    for low, high, count in zip((0.0, *BUCKETS), (*BUCKETS, math.inf), counts, strict=False):
+        if count and left <= count:
+            return low + (high - low) * left / count
+        left -= count
+    return math.inf
 
 
 async def ghosts(db: Connection, spans: Sequence[tuple[float, float]]) -> list[float]:

@@ -51,6 +51,7 @@ class Order:
     older: str | None = None  # the commit of the release before (F35); None: found by its migrations
     full: bool = False  # faults of the sizes that their bars ask for
     statements: tuple[str, ...] = ()  # to which F20 and F21 keep; none: all
+    without: tuple[str, ...] = ()  # types that the workload leaves out
     every: float = 0.0  # one fault of any row each so many seconds, instead of row after row
 
 
@@ -68,6 +69,7 @@ async def run(order: Order) -> tuple[dict[str, Any], Verdict]:
         older=order.older,
         full=order.full,
         statements=order.statements,
+        without=order.without,
     )
     try:
         async with arena:

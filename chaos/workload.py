@@ -9,7 +9,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,11 @@ NEVER_CANCELED = ("stubborn", "hog", "storm", "poison")
 class Workload:
     """Enqueues from its own client; knows everything that was promised to it."""
 
-    def __init__(self, client: AsyncClient, folder: Path, rng: random.Random, rate: float) -> None:
+    def __init__(
+        self, client: AsyncClient, folder: Path, rng: random.Random, rate: float, without: Collection[str] = ()
+    ) -> None:
         self._client = client
+        self._mix = {type: share for type, share in MIX.items() if type not in without}
         self._rng = rng
         self._rate = rate
         self._file = (folder / "acknowledged.jsonl").open("w")
@@ -58,7 +61,7 @@ class Workload:
             last = now
             while due >= 1 and len(self._open) < most:
                 due -= 1
-                self.submit(self._rng.choices(list(MIX), list(MIX.values()))[0])
+                self.submit(self._rng.choices(list(self._mix), list(self._mix.values()))[0])
             self._sync()
 
     def submit(self, type: str, **payload: Any) -> asyncio.Task[UUID]:

@@ -147,7 +147,7 @@ async def test_a_copy_ends_with_its_connection(narrow: Pool, db: asyncpg.Connect
 
 
 async def test_a_database_that_is_away_is_not_asked_by_everybody(dsn: str) -> None:
-    """A few parts of a process ask, each at its own pace: together they try to connect twice a second at most."""
+    """A few parts of a process ask, each at its own pace: together they try to connect twice a second at most, by this pool."""
     # Without a floor, which the driver would restore by itself, once a second at first.
     async with Proxy(dsn) as proxy, Pool(DatabaseSettings(dsn=proxy.dsn, pool_min=0, pool_max=4)) as pool:
         await pool.fetchval("SELECT 1")

@@ -452,7 +452,7 @@ async def test_an_expensive_scan_gets_a_small_share_of_the_time(pool: Pool) -> N
     await make_task(pool, delay=100.0)
     async with claiming(pool, desk := Desk(), tasks=tasks) as claimer:
         tasks.slow = 0.1
-        claimer._scan_cost = 0.1
+        claimer._scan_costs = (0.1, 0.1)
         claimer._last_scan = claimer._clock()
         before, end = tasks.scans, time.monotonic() + 1.5
         while time.monotonic() < end:
@@ -471,12 +471,39 @@ async def test_while_scans_are_expensive_polls_claim_from_the_known_lanes(pool: 
     async with claiming(pool, desk := Desk(), poll=0.1, tasks=tasks) as claimer:
         await desk.gets(1)
         tasks.slow = 0.5
-        await eventually(lambda: claimer._scan_cost >= 0.5)
+        await eventually(lambda: min(claimer._scan_costs) >= 0.5)
         before = tasks.scans
         for n in range(5):
             await make_task(pool)
             await desk.gets(n + 2)
         assert tasks.scans - before <= 1
+
+
+async def test_one_slow_scan_makes_none_rarer(pool: Pool) -> None:
+    tasks = Counting(pool)
+    async with claiming(pool, desk := Desk(), poll=0.1, tasks=tasks) as claimer:
+        tasks.slow = 0.5
+        before = tasks.scans
+        await eventually(lambda: tasks.scans > before)
+        tasks.slow = 0.0
+        await eventually(lambda: tasks.scans > before + 3)
+        await make_task(pool, queue="new")
+        await desk.gets(1, 5)
+        assert min(claimer._scan_costs) < 0.5
+
+
+async def test_a_hint_of_a_queue_that_others_have_emptied_is_worth_one_scan(pool: Pool) -> None:
+    tasks = Counting(pool)
+    await make_task(pool)
+    async with claiming(pool, desk := Desk(), poll=0.1, tasks=tasks) as claimer:
+        await desk.gets(1)
+        tasks.slow = 0.3
+        await eventually(lambda: min(claimer._scan_costs) >= 0.3)
+        before, end = tasks.scans, time.monotonic() + 2.0
+        while time.monotonic() < end:
+            claimer.wake("gone")
+            await asyncio.sleep(0.01)
+        assert tasks.scans - before <= 2
 
 
 async def test_a_hint_of_an_unknown_queue_is_worth_an_expensive_scan(pool: Pool) -> None:
@@ -485,7 +512,7 @@ async def test_a_hint_of_an_unknown_queue_is_worth_an_expensive_scan(pool: Pool)
     async with claiming(pool, desk := Desk(), poll=0.1, tasks=tasks) as claimer:
         await desk.gets(1)
         tasks.slow = 0.5
-        await eventually(lambda: claimer._scan_cost >= 0.5)
+        await eventually(lambda: min(claimer._scan_costs) >= 0.5)
         await make_task(pool, queue="new")
         claimer.wake("new")
         await desk.gets(2, 5)
@@ -502,7 +529,7 @@ async def test_what_is_due_before_a_scan_is_allowed_is_waited_for(pool: Pool) ->
             await go()
 
         claimer._round = counted  # type: ignore[method-assign]
-        claimer._scan_cost = 1.0
+        claimer._scan_costs = (1.0, 1.0)
         before = claimer._last_scan = claimer._next_due = claimer._clock()
         claimer.wake("default")
         await eventually(lambda: claimer._last_scan > before)

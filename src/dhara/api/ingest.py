@@ -29,7 +29,8 @@ MOST_WAITING = 10_000
 MOST_BYTES = 64 * 1024 * 1024
 MOST_TASKS = 500
 FLIGHTS = 1
-PAUSES = (0.05, 0.25)
+# The second is longer than the pool rests after a connection that was refused.
+PAUSES = (0.05, 0.6)
 
 # A lost connection, or a deadlock: worth repeating at once. A time-out is not, its callers have waited long enough.
 LOST = (

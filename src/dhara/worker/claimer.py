@@ -8,12 +8,12 @@
     nothing heard  -> after the poll interval, or when the next delayed task is due: scan, and claim if it found any; where
                       scans are dear, claim from the known lanes instead
 
-The scan's share of the time is bounded: after one that took t, the next comes no sooner than 20 t, so that it costs little even
-where dead index entries make it slow: each worker of a fleet scans, and all of these entries are what a snapshot that is held
-for ten minutes leaves. When a hint tells of a queue that is not known, a scan is worth the poll interval. The same share holds
-for claims from the front of the lanes, where there may be a long backlog of tasks that this worker does not know. Both, where
-nothing could be claimed, only up to FRONT_EVERY, since what made one slow may have been the database, and something may have
-come to lie below the marks.
+The scan's share of the time is bounded: after two that took at least t, the next comes no sooner than 20 t, so that it costs
+little even where dead index entries make it slow: each worker of a fleet scans, and a snapshot that is held for ten minutes
+leaves an entry of each task since. Where nothing could be claimed, it waits for SCAN_EVERY at most, and for less than the poll
+interval when a hint told of a queue that is not known. The same share holds for claims from the front of the lanes, where there
+may be a long backlog of tasks that this worker does not know; but only up to FRONT_EVERY, since what made one slow may have been
+the database, and something may have come to lie below the marks.
 Where such a claim does not even come to its end, the lane is walked in slices (`passes`), which get a tenth of the time.
 """
 
@@ -97,9 +97,10 @@ class Claimer(Service):
         self._news = asyncio.Event()
         self._roomy = asyncio.Event()
         self._woken = True
-        self._stranger = False
+        self._strangers: set[str] = set()  # queues that hints told of and no scan has found yet
+        self._absent: set[str] = set()  # of these, those that the last scan did not find: others were faster
         self._last_scan = float("-inf")
-        self._scan_cost = 0.0
+        self._scan_costs = (0.0, 0.0)
         self._scanned_at = BEGINNING
         self._last_front = float("-inf")
         self._front_cost = 0.0
@@ -130,7 +131,8 @@ class Claimer(Service):
     def wake(self, queue: str) -> None:
         """A hint that `queue` (empty: any) has a ready task."""
         if not queue or self._lanes.serves(queue):
-            self._stranger = self._stranger or not self._lanes.knows(queue)
+            if queue and queue not in self._absent and not self._lanes.knows(queue):
+                self._strangers.add(queue)
             self._hint()
 
     def _hint(self) -> None:
@@ -164,7 +166,7 @@ class Claimer(Service):
                 log.log(level, "claiming failed, trying again in about %.1f s: %s", pause, error)
                 await asyncio.sleep(pause * self._rng.uniform(0.5, 1.5))
                 pause = min(_LONGEST_PAUSE, pause * 2)
-                self._woken = self._stranger = True
+                self._woken = True
 
     async def _round(self) -> None:
         room = min(self._room(), MOST)
@@ -182,8 +184,9 @@ class Claimer(Service):
                 return
         woken, self._woken = self._woken or self._busy, False
         self._news.clear()
+        start = self._clock()
         got = await self._claim(room) if woken and len(self._lanes) else 0
-        if got == room and self._since_scan() < max(SCAN_EVERY, SCAN_SHARE * self._scan_cost):
+        if got == room and not self._may_scan(urgently=False, least=SCAN_EVERY):
             self._woken = True  # a full claim: there is likely more
             return
         if self._may_scan(urgently=not got):
@@ -195,7 +198,7 @@ class Claimer(Service):
                 return
             # What was due has been asked for. Not before a scan is allowed, or this would spin until then.
             allowed = self._last_scan + self._scan_rest(urgently=True)
-            self._next_due = min(self._next_due, allowed) if self._next_due > self._clock() else allowed
+            self._next_due = min(self._next_due, allowed) if self._next_due > start else allowed
         await self._wait()
 
     async def _claim_found(self) -> bool:
@@ -260,6 +263,8 @@ class Claimer(Service):
                 self._lanes.took(claims)
                 self._deliver(claims)
             return claims
+        except asyncpg.QueryCanceledError:
+            raise  # an answer: it has taken nothing
         except BaseException:
             self._unanswered = self._clock()
             raise
@@ -304,27 +309,28 @@ class Claimer(Service):
         taken = Counter(claim.queue for claim in claims)
         return any(taken[queue] >= room for queue, room in rooms.items() if self._lanes.knows(queue))
 
-    def _since_scan(self) -> float:
-        return self._clock() - self._last_scan
+    def _may_scan(self, urgently: bool, least: float = 0.0) -> bool:
+        return self._clock() - self._last_scan >= self._scan_rest(urgently, least)
 
-    def _may_scan(self, urgently: bool) -> bool:
-        return self._since_scan() >= self._scan_rest(urgently)
-
-    def _scan_rest(self, urgently: bool) -> float:
+    def _scan_rest(self, urgently: bool, least: float = 0.0) -> float:
         """Seconds from one scan to the next. Urgently: nothing could be claimed, so there may be what only a scan finds."""
-        rest = SCAN_SHARE * self._scan_cost
-        if not urgently:
-            return rest
-        if self._scan_cost < CHEAP_SCAN:
-            return 0.0
-        lost = self._stranger or not len(self._lanes)
-        return min(rest, URGENT * self._poll_interval if lost else FRONT_EVERY)
+        cost = min(self._scan_costs)
+        rest = max(least, SCAN_SHARE * cost)
+        if self._strangers or not len(self._lanes):
+            return min(rest, URGENT * self._poll_interval)
+        if urgently:
+            return 0.0 if cost < CHEAP_SCAN else min(rest, SCAN_EVERY)
+        return rest
 
     async def _scan(self) -> bool:
-        start, self._stranger = self._clock(), False
-        lanes = await self._tasks.lanes()
-        self._last_scan = self._clock()
-        self._scan_cost = self._last_scan - start
+        start, wanted = self._clock(), set(self._strangers)
+        try:
+            lanes = await self._tasks.lanes()
+        finally:
+            self._last_scan = self._clock()
+            self._scan_costs = (self._last_scan - start, self._scan_costs[0])
+        self._strangers -= wanted
+        self._absent = wanted - {lane.queue for lane in lanes}
         self._held_back = False
         waits = [lane.due_in for lane in lanes if not lane.ready and self._lanes.serves(lane.queue)]
         self._next_due = self._last_scan + min(waits) if waits else float("inf")

@@ -5,7 +5,7 @@
     the database says a cancellation was asked for      the attempt is interrupted
 
 Ghosts are found by a look at all that the worker is said to run. While a snapshot is held that is slow, as the index keeps an
-entry for each task that the worker has run since; then such a look takes a hundredth of the time, but for when a claim has not
+entry for each task that the worker has run since; then such a look comes rarely, but for when a claim has not
 been answered of late, and between two of them the runner asks about what it knows only.
 
 The same round carries the runner's observations (histograms) to the database.
@@ -76,7 +76,10 @@ class Comparer:
         # No ghost is what a claim has taken while we looked, or one under way whose answer is still to come; nor a lease
         # that was known at either moment.
         ripe = GHOST_AGE + max(asking, runner.claimer.asking()) + time.monotonic() - start
-        await self._release([row for row in held if row.age > ripe and row.lease not in before | after])
+        ghosts = [row for row in held if row.age > ripe and row.lease not in before | after]
+        if ghosts:
+            self._looked = float("-inf")  # the next look is at everything, too, until one finds none
+        await self._release(ghosts)
         await self.flush()
 
     async def _held(self, now: float) -> list[Held]:
@@ -84,9 +87,14 @@ class Comparer:
         rest = min(LOOK_REST, LOOK_SHARE * min(self._costs))
         if now - self._looked < rest and self._runner.claimer.unanswered_for() > SUSPICION:
             return await self._tasks.held(self._runner.id, self._runner.slots.tasks())
-        held = await self._tasks.held(self._runner.id)
-        self._looked = time.monotonic()
-        self._costs = (self._looked - now, self._costs[0])
+        before, self._looked = self._looked, now
+        try:
+            held = await self._tasks.held(self._runner.id)
+        except BaseException:
+            self._looked = before
+            raise
+        if self._looked == now:  # of looks that overlap, the last says what one costs
+            self._costs = (time.monotonic() - now, self._costs[0])
         return held
 
     def _may_skip(self) -> bool:
