@@ -47,6 +47,12 @@ def test_the_table_of_commands_is_complete() -> None:
         assert about.endswith(".")
 
 
+@pytest.mark.parametrize("name", sorted({path[0] for path, _ in LEAVES if len(path) > 1}))
+def test_what_a_group_says_of_its_commands_is_not_cut_off(name: str) -> None:
+    listed = CliRunner().invoke(cli, [name, "--help"]).stdout.partition("Commands:")[2].partition("Examples:")[0]
+    assert listed and "..." not in listed
+
+
 @pytest.mark.parametrize("path,command", LEAVES, ids=[" ".join(path) for path, _ in LEAVES])
 def test_every_command_has_help_examples_and_json(path: tuple[str, ...], command: click.Command) -> None:
     shown = CliRunner().invoke(cli, [*path, "--help"])

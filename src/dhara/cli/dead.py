@@ -49,7 +49,11 @@ def list_dead(console: Console, /, limit: int, **wanted: Any) -> None:
     console.print(table(head, cells, fancy=console.fancy) if cells else "no such task")
 
 
-@dead.command("groups", examples="dhara dead groups\ndhara dead groups --json | jq '.groups[].fingerprint'")
+@dead.command(
+    "groups",
+    short_help="DEAD tasks by what killed them.",
+    examples="dhara dead groups\ndhara dead groups --json | jq '.groups[].fingerprint'",
+)
 @click.option("--type", shell_complete=TYPE, help="Only groups of this type.")
 @click.pass_obj
 def groups(console: Console, type: str | None) -> None:
@@ -98,6 +102,7 @@ def unmute(console: Console, fingerprint: str) -> None:
 
 @dead.command(
     "retry",
+    short_help="Send DEAD tasks back to PENDING, in bulk.",
     examples="""
     dhara dead retry --type email.send --dry-run
     dhara dead retry --group 1b2c... --yes

@@ -81,7 +81,11 @@ def list_keys(console: Console) -> None:
     console.print(table(head, rows, fancy=console.fancy) if rows else "no API key has been made")
 
 
-@keys.command("rotate", examples="dhara keys rotate 4k2j9x0abcde\ndhara keys rotate 4k2j9x0abcde --overlap 1d")
+@keys.command(
+    "rotate",
+    short_help="Make a key in place of another.",
+    examples="dhara keys rotate 4k2j9x0abcde\ndhara keys rotate 4k2j9x0abcde --overlap 1d",
+)
 @click.argument("id")
 @click.option("--overlap", type=Span(), default="1h", show_default=True, help="How long the old key stays valid.")
 @click.pass_obj

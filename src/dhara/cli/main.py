@@ -25,7 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "dead": ("dhara.cli.dead:dead", "DEAD tasks: list, group, retry and purge them."),
     "operations": ("dhara.cli.bulk:operations", "Bulk operations: list, look at and stop them."),
     "schedules": ("dhara.cli.schedules:schedules", "List, make, change, pause and run schedules."),
-    "queues": ("dhara.cli.queues:queues", "List, look at, pause and resume queues."),
+    "queues": ("dhara.cli.queues:queues", "List, look at, pause, resume and limit queues."),
     "keys": ("dhara.cli.keys:keys", "Make, list, rotate and revoke API keys."),
     "workers": ("dhara.cli.workers:workers", "List live and lately lost workers; drain some."),
     "actions": ("dhara.cli.actions:actions", "Who did what: the audit log."),

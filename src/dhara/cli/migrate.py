@@ -30,7 +30,11 @@ def up(console: Console, with_roles: bool, prefix: str) -> None:
     _up(console, prefix if with_roles else None)
 
 
-@migrate.command("roles", examples="dhara migrate roles\ndhara migrate roles --prefix shop_dhara")
+@migrate.command(
+    "roles",
+    short_help="Make PostgreSQL roles, one a component, with their rights.",
+    examples="dhara migrate roles\ndhara migrate roles --prefix shop_dhara",
+)
 @click.option("--prefix", default="dhara", show_default=True, help="What the roles' names begin with.")
 @click.pass_obj
 def roles(console: Console, prefix: str) -> None:
@@ -45,7 +49,11 @@ def roles(console: Console, prefix: str) -> None:
         console.print(f"role  {name}")
 
 
-@migrate.command("down", examples="dhara migrate down --yes\ndhara migrate down 2 --yes")
+@migrate.command(
+    "down",
+    short_help="Take back the last migrations, with their data.",
+    examples="dhara migrate down --yes\ndhara migrate down 2 --yes",
+)
 @click.argument("steps", type=click.IntRange(min=1), default=1)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj

@@ -94,7 +94,11 @@ def resume(console: Console, name: str) -> None:
     _show(console, name, _on_queues(console, work, wake=name))
 
 
-@queues.command("retention", examples="dhara queues retention mail 7d\ndhara queues retention mail default")
+@queues.command(
+    "retention",
+    short_help="Keep a queue's final tasks for so long.",
+    examples="dhara queues retention mail 7d\ndhara queues retention mail default",
+)
 @click.argument("name", shell_complete=QUEUE)
 @click.argument("duration")
 @click.pass_obj
@@ -112,7 +116,11 @@ def retention(console: Console, name: str, duration: str) -> None:
     _show(console, name, _on_queues(console, work))
 
 
-@queues.command("limit", examples="dhara queues limit mail 100000\ndhara queues limit mail default")
+@queues.command(
+    "limit",
+    short_help="Refuse enqueues while too many tasks are PENDING.",
+    examples="dhara queues limit mail 100000\ndhara queues limit mail default",
+)
 @click.argument("name", shell_complete=QUEUE)
 @click.argument("most", metavar="TASKS")
 @click.pass_obj
@@ -133,7 +141,11 @@ def limit(console: Console, name: str, most: str) -> None:
     _show(console, name, _on_queues(console, work))
 
 
-@queues.command("objective", examples="dhara queues objective mail 30s\ndhara queues objective mail default")
+@queues.command(
+    "objective",
+    short_help="Ask for attention when a ready task has waited long.",
+    examples="dhara queues objective mail 30s\ndhara queues objective mail default",
+)
 @click.argument("name", shell_complete=QUEUE)
 @click.argument("duration")
 @click.pass_obj

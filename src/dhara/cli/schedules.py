@@ -87,6 +87,7 @@ def get(console: Console, name: str) -> None:
 
 @schedules.command(
     "create",
+    short_help="Make a schedule, which enqueues a task at its times.",
     examples="""
     dhara schedules create nightly report.make --cron '0 3 * * *' --tz Europe/Berlin
     dhara schedules create poll feed.poll '{"feed": 7}' --every 5m --jitter 30s --overlap skip
@@ -170,7 +171,9 @@ def delete(console: Console, name: str) -> None:
         console.print(f"{name} is deleted")
 
 
-@schedules.command("declare", examples="dhara schedules declare tasks")
+@schedules.command(
+    "declare", short_help="Make the schedules that a module declares.", examples="dhara schedules declare tasks"
+)
 @click.argument("module", metavar="MODULE[:REGISTRY]")
 @click.pass_obj
 def declare(console: Console, module: str) -> None:

@@ -187,6 +187,7 @@ def get(console: Console, id: str) -> None:
 
 @tasks.command(
     "cancel",
+    short_help="Cancel a task, or by a filter many.",
     examples="""
     dhara tasks cancel 01890a5d-ac96-774b-bcce-b302099a8057 --reason 'sent by hand'
     dhara tasks cancel --type newsletter.send --dry-run
@@ -266,7 +267,11 @@ def logs(console: Console, id: str) -> None:
     console.print(table(("AT", "EVENT", "ATTEMPT", "STATES", "REASON"), rows, fancy=console.fancy))
 
 
-@tasks.command("attempts", examples="dhara tasks attempts 01890a5d-ac96-774b-bcce-b302099a8057")
+@tasks.command(
+    "attempts",
+    short_help="A task's executions, with errors and logs.",
+    examples="dhara tasks attempts 01890a5d-ac96-774b-bcce-b302099a8057",
+)
 @click.argument("id", shell_complete=TASK)
 @click.pass_obj
 def attempts(console: Console, id: str) -> None:

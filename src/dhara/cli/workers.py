@@ -25,6 +25,7 @@ def workers(ctx: click.Context) -> None:
 
 @workers.command(
     "list",
+    short_help="Live workers, and those that ended lately.",
     examples="dhara workers\ndhara workers list --json | jq '.workers[] | select(.state == \"live\")'",
 )
 @click.pass_obj
