@@ -106,6 +106,13 @@ async def test_running(workers: Workers, db: Connection) -> None:
     assert [task.id for task in await workers.running([worker], most=1)] == [old.id]
 
 
+async def test_running_in_some_queues(workers: Workers, db: Connection) -> None:
+    worker = await make_worker(db)
+    ids = [(await make_task(db, "RUNNING", worker=worker, queue=queue)).id for queue in ("mail.in", "mail_in", "news")]
+    for queues, expected in {("mail.*",): ids[:1], ("mail_in", "n*"): ids[1:], ("*",): ids, ("none",): []}.items():
+        assert [task.id for task in await workers.running([worker], queues=queues)] == expected, queues
+
+
 async def test_prune(workers: Workers, db: Connection) -> None:
     await make_worker(db, state="stopped", beat_age=1000)
     holding = await make_worker(db, state="lost", beat_age=1000)

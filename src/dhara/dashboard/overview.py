@@ -16,7 +16,6 @@ from dhara.dashboard.words import count, duration, relative
 from dhara.domain.lifecycle import State
 from dhara.store.failures import Group
 from dhara.store.queues import Queue
-from dhara.store.search import Filter
 from dhara.store.stats import Sample
 from dhara.store.workers import RunningTask
 
@@ -24,8 +23,6 @@ MOST_STRIPS = 50
 # As many running tasks and causes of failures as the page shows.
 MOST_SHOWN = 5
 MOST_BARE = 2
-# Of a visitor who may see some queues only: among so many running tasks are those that run longest.
-LOOKED_AT = 500
 
 
 class Notice(Struct, frozen=True):
@@ -70,16 +67,8 @@ async def show(visit: Visit) -> Response:
 
 async def _running(visit: Visit) -> list[RunningTask]:
     """What runs longest, of what the visitor may see."""
-    if not visit.limited:
-        workers = await visit.desk.workers.recent(0)
-        return await visit.desk.workers.running([worker.id for worker in workers], MOST_SHOWN)
-    page = await visit.desk.search.page(Filter(status=(State.RUNNING,), queues=visit.queues), limit=LOOKED_AT)
-    running = [
-        RunningTask(t.locked_by, t.id, t.type, t.queue, t.attempts, t.started_at)
-        for t in page.tasks
-        if t.locked_by is not None and t.started_at is not None
-    ]
-    return sorted(running, key=lambda one: one.started_at)[:MOST_SHOWN]
+    workers = await visit.desk.workers.recent(0)
+    return await visit.desk.workers.running([worker.id for worker in workers], MOST_SHOWN, visit.queues)
 
 
 async def _failures(visit: Visit) -> list[Group]:

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from dhara.errors import NotFound, WrongState
 from dhara.store.pool import Executor
+from dhara.store.search import like
 from dhara.store.sql import load
 
 
@@ -129,9 +130,10 @@ class Workers:
         """Live workers, and those that ended within `seconds`."""
         return [WorkerRow(**row) for row in await self.db.fetch(self._sql("list"), seconds, None)]
 
-    async def running(self, ids: Sequence[UUID], most: int = 1_000) -> list[RunningTask]:
-        """The running tasks of these workers, oldest first."""
-        return [RunningTask(*row) for row in await self.db.fetch(self._sql("running"), ids, most)]
+    async def running(self, ids: Sequence[UUID], most: int = 1_000, queues: Sequence[str] = ()) -> list[RunningTask]:
+        """The running tasks of these workers, oldest first; `queues` are patterns with `*` (none: of any)."""
+        fitting = [like(pattern) for pattern in queues] or None
+        return [RunningTask(*row) for row in await self.db.fetch(self._sql("running"), ids, most, fitting)]
 
     async def prune(self, seconds: float) -> None:
         """Forget workers that ended longer ago than `seconds` and hold nothing."""
