@@ -38,6 +38,7 @@ import pytest
 from psycopg import sql
 
 from dhara.embedded import DEBIAN_FOLDERS, Binaries, EmbeddedPostgres, find_binaries
+from dhara.maintenance.bulk import Bulk
 from dhara.store import migrate
 from dhara.store.pool import DatabaseSettings, Pool
 from dhara.store.queues import Queues
@@ -309,3 +310,9 @@ def workers(pool: Pool) -> Workers:
 @pytest.fixture
 def stats(pool: Pool) -> Stats:
     return Stats(pool)
+
+
+@pytest.fixture(autouse=True)
+def patient_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request drives the operation that it begins for half a second, which a busy machine needs for one of its steps."""
+    monkeypatch.setattr(Bulk.drive_one, "__defaults__", (60.0,))

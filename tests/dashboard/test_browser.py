@@ -332,6 +332,7 @@ async def test_refresh_waits_while_something_is_open_and_keys_help(place: Place,
         await expect(page.get_by_label("Queue", exact=True)).to_have_value("elsewhere")
         await page.get_by_role("button", name="Retry with these").click()
         await expect(page.locator(".facts")).to_contain_text("elsewhere")
+        await page.wait_for_load_state()  # else nobody may listen to the key yet
         await page.keyboard.press("?")
         await expect(page.get_by_role("dialog")).to_be_visible()
         await page.keyboard.press("Escape")

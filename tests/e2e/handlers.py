@@ -84,9 +84,9 @@ async def hold_regex(seconds: float) -> float:
 
 
 def _astray(n: int) -> float:
-    start = time.perf_counter()
+    start = time.thread_time()
     re.match("(a+)+$", "a" * n + "b")
-    return time.perf_counter() - start
+    return time.thread_time() - start
 
 
 @tasks.task("hold.pow")
@@ -104,9 +104,9 @@ def hold_pow(seconds: float) -> float:
 
 def _multiply(bits: int) -> float:
     number = (1 << bits) - 3
-    start = time.perf_counter()
+    start = time.thread_time()
     _ = number * (number - 2)
-    return time.perf_counter() - start
+    return time.thread_time() - start
 
 
 @tasks.task("hang", timeout=1, retry=QUICKLY)

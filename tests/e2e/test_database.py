@@ -94,9 +94,10 @@ async def test_crash_restarts_of_the_server(fleet: Fleet, facts: Facts, own_serv
 
 async def test_an_outage_longer_than_the_lease(fleet: Fleet, facts: Facts, own_server: EmbeddedPostgres) -> None:
     """F17: results wait in memory and are settled when it is back; 0 reaps of live workers, although all beats are old."""
-    workers = [fleet.start("--concurrency", "20", **SHORT) for _ in range(2)]
+    settings = SHORT | {"confirm_after": "4s"}  # their beats may come back seconds apart
+    workers = [fleet.start("--concurrency", "20", **settings) for _ in range(2)]
     await facts.until("SELECT count(*) = 2 FROM dhara.workers WHERE beat_seq > 0")
-    short = await facts.enqueue("sleep", {"seconds": 2}, times=20)
+    short = await facts.enqueue("sleep", {"seconds": 4}, times=20)
     long = await facts.enqueue("sleep", {"seconds": SHORT_LEASE + 4}, times=15)
     await facts.running(35)
     family = [pid for worker in workers for pid in worker.family]

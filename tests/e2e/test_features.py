@@ -79,6 +79,7 @@ async def test_features_outlive_a_worker(fleet: Fleet, facts: Facts, dsn: str) -
             else:
                 assert (task.status, task.reason) == (State.DEAD, "permanent")
                 assert task.last_error == "ValueError: no"
-                assert task.failures == 3
+                # The death may have come in its third attempt.
+                assert (task.failures, task.crashes) in {(3, 0), (3, 1), (4, 1)}
     assert await other.stop() == 0
     assert not await invariants.violations(await facts.connection())

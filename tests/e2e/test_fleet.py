@@ -69,7 +69,7 @@ async def test_two_processes_share_one_keeper(fleet: Fleet, facts: Facts) -> Non
     await facts.until("SELECT count(*) = 2 FROM dhara.workers WHERE beat_seq > 0")
     assert len(worker.keepers) == 1
     first, second = sorted(worker.runners)
-    await facts.enqueue("sleep", {"seconds": 1.5}, times=8)
+    await facts.enqueue("sleep", {"seconds": 5}, times=8)
     await facts.running(8)
     by_pid = await facts.rows("SELECT pid, slots FROM dhara.workers ORDER BY pid")
     assert by_pid == [(first, 4), (second, 4)]

@@ -78,6 +78,8 @@ async def test_every_way_in_outlives_deaths(fleet: Fleet, facts: Facts, dsn: str
         assert len(set(acknowledged)) == 200
         assert await facts.one("SELECT count(*) FROM dhara.tasks WHERE queue = 'remote'") == 200
 
+        # Else the blocker could stop the loop before their outcomes are written.
+        await facts.until("SELECT count(*) = 799 FROM dhara.tasks WHERE type = 'brief' AND status = 'COMPLETED'")
         blocker = (await dhara.enqueue("blocker")).id
         await eventually(
             lambda: f"task {blocker} (blocker) holds it" in victim.log, what="the watchdog to name the task"

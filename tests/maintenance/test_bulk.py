@@ -58,7 +58,7 @@ async def test_retry_in_batches_with_progress(pool: Pool, driver: Bulk, operatio
     assert (await operations.get(begun.id)).done == 3
     assert await states(pool, mine) == ["PENDING"] * 3 + ["DEAD"] * 4
     # Whoever comes next resumes behind the last batch, such as another process after this one's death.
-    assert await Bulk(pool).drive() == 3
+    assert await Bulk(pool).drive(60) == 3
     ended = await operations.get(begun.id)
     assert (ended.state, ended.done, ended.skipped, ended.total) == ("done", 7, 0, 7)
     assert await states(pool, mine + others + younger) == ["PENDING"] * 7 + ["DEAD"] * 3
@@ -75,7 +75,7 @@ async def test_retry_in_batches_with_progress(pool: Pool, driver: Bulk, operatio
 async def test_purge_by_group_and_ids(pool: Pool, driver: Bulk, operations: Operations) -> None:
     mine, others = await dead(pool, 4, fingerprint="x"), await dead(pool, 2, fingerprint="y")
     begun = await begin(pool, "purge", fingerprint="x", ids=tuple(mine[:3] + others))
-    await driver.drive()
+    await driver.drive(60)
     assert await states(pool, mine + others) == ["gone"] * 3 + ["DEAD"] * 3
     assert (await operations.get(begun.id)).done == 3
     assert by_status(await Stats(pool).flows())[State.DEAD] == 3
@@ -86,7 +86,7 @@ async def test_cancel_pending_and_running(pool: Pool, driver: Bulk, operations: 
     running = (await make_task(pool, State.RUNNING)).id
     done = (await make_task(pool, State.COMPLETED)).id
     begun = await begin(pool, "cancel", type="t")
-    await driver.drive()
+    await driver.drive(60)
     assert await states(pool, [*pending, running, done]) == ["CANCELED"] * 4 + ["RUNNING", "COMPLETED"]
     assert (await Tasks(pool).get(running)).cancel_requested_at is not None
     ended = await operations.get(begun.id)
@@ -99,7 +99,7 @@ async def test_a_stopped_operation_does_nothing_more(pool: Pool, driver: Bulk, o
     await driver.step(begun.id)
     stopped = await operations.stop(begun.id, "bob")
     assert (stopped.state, stopped.done, stopped.total, stopped.reason) == ("stopped", 3, 6, "stopped by bob")
-    assert await driver.drive() == 0
+    assert await driver.drive(0.5) == 0
     assert await states(pool, mine) == ["PENDING"] * 3 + ["DEAD"] * 3
     assert (await operations.stop(begun.id, "eve")).reason == "stopped by bob"
     assert [one.actor for one in await Audit(pool).list(action="operation.stop")] == ["bob"]
@@ -108,7 +108,7 @@ async def test_a_stopped_operation_does_nothing_more(pool: Pool, driver: Bulk, o
 async def test_two_drivers_never_do_a_batch_twice(pool: Pool, driver: Bulk, operations: Operations) -> None:
     mine = await dead(pool, 12)
     begun = await begin(pool, "retry")
-    await asyncio.gather(*(Bulk(pool).drive() for _ in range(3)))
+    await asyncio.gather(*(Bulk(pool).drive(60) for _ in range(3)))
     assert (await operations.get(begun.id)).done == 12
     assert {(await Tasks(pool).get(id)).generation for id in mine} == {2}
 
@@ -119,7 +119,7 @@ async def test_a_taken_unique_key_is_skipped(pool: Pool, driver: Bulk, operation
     (other,) = await dead(pool, 1, unique_key="taken")
     await tasks.enqueue([new_task(unique_key="taken")])
     begun = await begin(pool, "retry")
-    await driver.drive()
+    await driver.drive(60)
     ended = await operations.get(begun.id)
     assert (ended.state, ended.done, ended.skipped) == ("done", 1, 2)
     assert await states(pool, [first, second, other]) == ["PENDING", "DEAD", "DEAD"]
@@ -143,7 +143,7 @@ async def test_one_that_is_blocked_is_put_off_and_stops_no_other(pool: Pool, ope
 async def test_one_that_cannot_work_ends_and_says_so(pool: Pool) -> None:
     begun = await begin(pool, "retry")
     await pool.execute('UPDATE dhara.operations SET filter = \'{"status": ["what"]}\'')
-    await Bulk(pool).drive()
+    await Bulk(pool).drive(60)
     row = await pool.fetchrow("SELECT state, reason FROM dhara.operations WHERE id = $1", begun.id)
     assert row is not None
     assert row["state"] == "failed"
@@ -168,7 +168,7 @@ async def test_a_canary_goes_on_in_waves_while_all_is_well(pool: Pool, driver: B
         await driver.step(begun.id)  # while its wave is under way it waits
         waves.append((await operations.get(begun.id)).done)
         await end(pool, mine, Event.COMPLETED)
-    await driver.drive()
+    await driver.drive(60)
     ended = await operations.get(begun.id)
     assert (waves, ended.state, ended.done) == ([2, 6, 9, 9], "done", 9)
 

@@ -273,7 +273,7 @@ async def test_a_worker_says_that_it_is_busy_and_when_it_no_longer_is(dsn: str, 
         store, ids = Tasks(pool, tells=True), list[UUID]()
 
         async def stream() -> bool:
-            new = [new_task("t", payload="{}") for _ in range(5)]
+            new = [new_task("t", payload="{}") for _ in range(200)]
             await store.enqueue(new)
             ids.extend(task.id for task in new)
             return runner.claimer._busy

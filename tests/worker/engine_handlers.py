@@ -198,7 +198,7 @@ def process_end(how: str, *, ctx: Context) -> str:
     return "survived"
 
 
-@tasks.task("process.hang", executor="process", timeout=0.5, retry=QUICK)
+@tasks.task("process.hang", executor="process", timeout=2, retry=QUICK)
 def process_hang(*, ctx: Context) -> None:
     mark("start", ctx)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -114,7 +114,7 @@ async def test_a_full_buffer_stops_the_claims_and_its_relief_starts_them_again(
         monkeypatch.setattr(runner.tasks, "settle", held_up)
         ids = await desk.enqueue("t", times=200)
         runner.claimer.wake("default")
-        await eventually(lambda: runner.settler.full and not runner.slots.busy)
+        await eventually(lambda: runner.settler.full and not runner.slots.busy and not runner.claimer.in_flight)
         claimed = await db.fetchval("SELECT count(*) FROM dhara.tasks WHERE status = 'RUNNING'")
         await asyncio.sleep(0.5)  # nothing signals that nothing is claimed
         assert await db.fetchval("SELECT count(*) FROM dhara.tasks WHERE status = 'RUNNING'") == claimed < 200

@@ -123,10 +123,10 @@ async def test_a_time_out_kills(dsn: str, desk: Desk, tmp_path: Path, monkeypatc
         (line,) = (tmp_path / f"start-{id}").read_text().splitlines()
         # Dead before its outcome is written, not some time later.
         assert not exists(int(line.split()[2]))
-    assert (task.status, task.failures, task.crashes, task.last_error) == (State.DEAD, 1, 0, "timed out after 0.5 s")
+    assert (task.status, task.failures, task.crashes, task.last_error) == (State.DEAD, 1, 0, "timed out after 2 s")
     (attempt,) = await desk.attempts(id)
     assert attempt.ended_at is not None
-    assert 0.5 <= (attempt.ended_at - attempt.started_at).total_seconds() < 15
+    assert 2 <= (attempt.ended_at - attempt.started_at).total_seconds() < 15
 
 
 async def test_a_cancellation_kills_within_a_second(

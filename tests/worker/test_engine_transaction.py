@@ -321,7 +321,7 @@ async def test_canceled_after_the_commit_is_completed_and_the_slot_lives_on(
     tasks = Registry()
     committed = Signal("committed")
 
-    @tasks.task("write", timeout=0.3)
+    @tasks.task("write", timeout=2)
     async def write(ctx: Context) -> None:
         async with ctx.transaction() as connection:
             await connection.execute(INSERT.format(ctx.task_id))
