@@ -235,6 +235,8 @@ def pooler(folder: Path, dsn: str) -> Iterator[str]:
     (folder / "pgbouncer.ini").write_text(
         f"[databases]\n* = host={parts.hostname} port={parts.port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
         f"auth_type = scram-sha-256\nauth_file = {folder}/users\npool_mode = transaction\ndefault_pool_size = 20\n"
+        # As docs/how-to/deploy.md says: by default it waits for 15 s once a login at the server has failed.
+        f"server_login_retry = 1\n"
         "max_client_conn = 400\nignore_startup_parameters = extra_float_digits\nunix_socket_dir =\n"
     )
     account = account_for(folder) if os.geteuid() == 0 else None
