@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator
 
 import asyncpg
+import msgspec
 import pytest
 
 from dhara.errors import Unavailable
@@ -153,15 +154,10 @@ async def test_a_database_that_is_away_is_not_asked_by_everybody(dsn: str) -> No
         await pool.fetchval("SELECT 1")
         proxy.close()
 
-        async def refused() -> bool:
-            with pytest.raises(AWAY):
-                await pool.fetchval("SELECT 1")
-            return pool.size == 0
-
-        await eventually(refused)
+        await eventually(lambda: _refused(pool))
         before = proxy.accepted
         for _ in range(20):
-            await refused()
+            await _refused(pool)
         assert proxy.accepted - before <= 1
         proxy.reopen()
 
@@ -172,3 +168,21 @@ async def test_a_database_that_is_away_is_not_asked_by_everybody(dsn: str) -> No
                 return False
 
         await eventually(answers, 10)
+
+
+async def test_a_handlers_pool_does_not_rest(dsn: str) -> None:
+    """Its failure would be a failed attempt."""
+    settings = DatabaseSettings(dsn=dsn, pool_min=0, users=True)
+    async with Proxy(dsn) as proxy, Pool(msgspec.structs.replace(settings, dsn=proxy.dsn)) as pool:
+        await pool.fetchval("SELECT 1")
+        proxy.close()
+        await eventually(lambda: _refused(pool))
+        assert await _refused(pool)  # the first was told so by a connection that had been open
+        proxy.reopen()
+        assert await pool.fetchval("SELECT 1") == 1
+
+
+async def _refused(pool: Pool) -> bool:
+    with pytest.raises(AWAY):
+        await pool.fetchval("SELECT 1")
+    return pool.size == 0

@@ -479,6 +479,14 @@ async def test_while_scans_are_expensive_polls_claim_from_the_known_lanes(pool: 
         assert tasks.scans - before <= 1
 
 
+async def test_a_cheap_scan_does_not_wait_for_a_hint_of_a_new_queue(pool: Pool) -> None:
+    async with claiming(pool, Desk()) as claimer:
+        claimer._scan_costs = (0.004, 0.004)
+        assert claimer._scan_rest(urgently=True) == 0
+        claimer._strangers.add("new")
+        assert claimer._scan_rest(urgently=True) == 0
+
+
 async def test_one_slow_scan_makes_none_rarer(pool: Pool) -> None:
     tasks = Counting(pool)
     async with claiming(pool, desk := Desk(), poll=0.1, tasks=tasks) as claimer:

@@ -259,7 +259,7 @@ class Pool:
         # Out of asyncpg's pool, and free: whose ways of giving and taking cost as much as a small statement.
         self._hand: list[Any] = []
         self._asking = 0
-        self._failed: tuple[float, str, bool] | None = None
+        self._failed: tuple[float, type[OSError], str] | None = None
         # As `_pool`, and still known after `close`, which waits for what is out.
         self._source: Any = None
 
@@ -332,15 +332,16 @@ class Pool:
             if _is_alive(connection):
                 return connection
             await inner.release(connection)
-        resting = self._failed is not None and not self.settings.users and not inner.get_size()
-        if resting and self._failed is not None and time.monotonic() < self._failed[0] + _REST:
-            # Of the same kind: after a time-out the address may be dead, and callers do not try that again at once.
-            raise (TimeoutError if self._failed[2] else ConnectionError)(self._failed[1])
+        if self._failed is not None and not inner.get_size() and time.monotonic() < self._failed[0] + _REST:
+            raise self._failed[1](self._failed[2])
         self._asking += 1
         try:
             connection = await inner.acquire(timeout=None if self.settings.users else self.settings.connect_timeout)
         except AWAY as error:
-            self._failed = (time.monotonic(), str(error) or type(error).__name__, isinstance(error, TimeoutError))
+            if not self.settings.users:  # whose wait is a handler's, and its failure a failed attempt
+                # Of the same kind: after a time-out the address may be dead, and callers do not try that again at once.
+                kind = TimeoutError if isinstance(error, TimeoutError) else ConnectionError
+                self._failed = (time.monotonic(), kind, str(error) or type(error).__name__)
             raise
         finally:
             self._asking -= 1

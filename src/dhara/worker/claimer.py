@@ -315,12 +315,12 @@ class Claimer(Service):
     def _scan_rest(self, urgently: bool, least: float = 0.0) -> float:
         """Seconds from one scan to the next. Urgently: nothing could be claimed, so there may be what only a scan finds."""
         cost = min(self._scan_costs)
+        if urgently and cost < CHEAP_SCAN:
+            return 0.0
         rest = max(least, SCAN_SHARE * cost)
         if self._strangers or not len(self._lanes):
             return min(rest, URGENT * self._poll_interval)
-        if urgently:
-            return 0.0 if cost < CHEAP_SCAN else min(rest, SCAN_EVERY)
-        return rest
+        return min(rest, SCAN_EVERY) if urgently else rest
 
     async def _scan(self) -> bool:
         start, wanted = self._clock(), set(self._strangers)
