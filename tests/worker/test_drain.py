@@ -6,11 +6,13 @@ import asyncio
 import threading
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from dhara import Context, Registry
 from dhara.domain.lifecycle import State
+from dhara.domain.task import Claim
 from tests import invariants
 from tests.factories import Connection
 from tests.waiting import Signal, eventually
@@ -167,6 +169,47 @@ async def test_claims_that_have_not_started_are_given_back(dsn: str, desk: Desk)
     assert {t.failures for t in found} == {0}
     released = [await desk.events(t.id) for t in found if t.status is State.PENDING]
     assert released == [["ENQUEUED", "CLAIMED", "RELEASED"]] * 38
+
+
+async def test_what_is_given_back_is_not_claimed_again_by_the_same_worker(
+    dsn: str, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim may be under way as the drain begins, and reach the database after what waited here has been given back."""
+    tasks = Registry()
+    gate, line = asyncio.Event(), asyncio.Event()
+    started, asking = Signal("started"), Signal("asking")
+
+    @tasks.task("gated")
+    async def gated() -> None:
+        started.fire()
+        await gate.wait()
+
+    runner = runner_of(dsn, tasks, concurrency=2)
+    await runner.start()
+    runner.slots._rate = 1e6
+    ids = await desk.enqueue("gated", times=40)
+    await started.wait(2)
+    await eventually(lambda: len(runner.slots.leases()) == 40)
+    claim = runner.claimer._tasks.claim
+
+    async def slow_line(*args: Any) -> list[Claim]:
+        asking.fire()
+        await line.wait()
+        return await claim(*args)
+
+    monkeypatch.setattr(runner.claimer._tasks, "claim", slow_line)
+    runner.claimer.wake("")
+    await asking.wait()
+    draining = asyncio.create_task(runner.drain(5))
+    await eventually(lambda: runner.draining)
+    await runner.settler.drained()
+    line.set()
+    gate.set()
+    await draining
+    await runner.stop()
+    histories = [await desk.events(id) for id in ids]
+    assert histories.count(["ENQUEUED", "CLAIMED", "RELEASED"]) == 38
+    assert started.fired == 2
 
 
 async def test_a_burst_is_claimed_ahead_at_once(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -238,8 +238,9 @@ class Runner:
         if not self.draining:
             self.draining = True
             self._said = asyncio.create_task(self._say_draining())
-        self.slots.release_unstarted()  # At once: a slot that becomes free now must find nothing to start.
+        self.slots.close()
         await self._claims_landed()
+        self.slots.release_unstarted()  # No sooner: a claim that is still under way would take them again.
         try:
             await asyncio.wait_for(self.slots.idle(), None if grace == math.inf else grace)
         except TimeoutError:
@@ -248,6 +249,7 @@ class Runner:
     async def release(self) -> None:
         """Give back what still runs, now; `async` handlers are interrupted, threads are left behind."""
         self.draining = True
+        self.slots.close()
         self.slots.release_unstarted()
         self.slots.interrupt_all()
         try:
@@ -258,6 +260,7 @@ class Runner:
     async def stop(self) -> None:
         """End: settle what is decided, sign off, disconnect."""
         self.draining = True
+        self.slots.close()
         await self._claims_landed()
         self.slots.release_unstarted()
         try:

@@ -86,6 +86,7 @@ class Slots:
         self._waiting = Local()
         self._suspects: deque[Claim] = deque()
         self._alone = False
+        self._closed = False
         self._idle: deque[asyncio.Future[None]] = deque()
         self._own_slots = any(queue != ALL_QUEUES for queue in queues)
         self._of_queue: Counter[str] = Counter()
@@ -154,6 +155,10 @@ class Slots:
                 waiter.set_result(None)
                 n -= 1
 
+    def close(self) -> None:
+        """Begin nothing more: a slot that becomes free finds nothing to start."""
+        self._closed = True
+
     def release_unstarted(self) -> None:
         """Give back what no slot has begun."""
         for queue in (self._waiting, self._suspects):
@@ -168,6 +173,8 @@ class Slots:
         self._freed()
 
     def _next(self) -> Claim | None:
+        if self._closed:
+            return None
         if self._waiting and not self._alone:
             return self._waiting.popleft()
         if self._suspects and not self.busy:
