@@ -169,7 +169,8 @@ def _rate(value: Any) -> float:
     return number
 
 
-def _paths(value: Any) -> tuple[str, ...]:
+def field_paths(value: Any) -> tuple[str, ...]:
+    """Paths of fields, of a text or several: `card.number, *.password`."""
     texts = _texts(value)
     if any(not part for text in texts for part in text.split(".")):
         raise ValueError("paths such as card.number or *.password, separated by commas")
@@ -230,7 +231,9 @@ TABLE: tuple[Setting, ...] = (
         duration,
         "a ready task that waits for longer deserves a look, where its queue has no objective of its own",
     ),
-    Setting("masked_fields", _paths, "fields of payloads and results that HTTP never shows: card.number, *.password"),
+    Setting(
+        "masked_fields", field_paths, "fields of payloads and results that HTTP never shows: card.number, *.password"
+    ),
     Setting(
         "trace_url",
         trace_address,

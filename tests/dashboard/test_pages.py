@@ -165,6 +165,19 @@ async def test_a_task_s_trace_is_a_link_where_traces_are_shown(pool: Pool) -> No
         app(pool, trace_url="javascript:alert({trace_id})")
 
 
+async def test_mounted_it_keeps_to_what_its_application_says(pool: Pool) -> None:
+    await make_worker(pool, types=["t"])
+    task = await make_task(pool, type="t", queue="mail", age=120, payload='{"card": {"number": "4111"}, "to": "ada"}')
+    strict = app(pool, masked_fields=["card.number"], wait_objective=60)
+    for site, seen, late in ((app(pool), True, False), (strict, False, True)):
+        async with browser(site) as client:
+            page = (await client.get(f"/tasks/{task.id}")).text
+            assert ("4111" in page) is seen and "ada" in page
+            assert ("The oldest ready task of mail" in (await client.get("/")).text) is late
+    with pytest.raises(ValueError, match=r"card\.number"):
+        app(pool, masked_fields=["card..number"])
+
+
 async def test_types_stand_above_the_list_with_their_figures(pool: Pool, visitor: httpx.AsyncClient) -> None:
     for type in ("mail.send", "mail.send", "report"):
         await make_task(pool, "DEAD", type=type, queue="q")
