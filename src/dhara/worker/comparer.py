@@ -115,7 +115,7 @@ class Comparer:
         seen = self._observations.take()
         try:
             await self._stats.observe(seen)
-        except Exception:
+        except BaseException:  # also the end of this worker, which tells of them once more
             self._observations.put_back(seen)
             raise
 

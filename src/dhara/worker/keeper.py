@@ -20,6 +20,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from uuid import UUID
 
@@ -44,6 +45,8 @@ _WATCH = 0.25
 _SOON = 0.25
 _LAG_WARNING = 1.0
 _AFTERMATH = 2.0
+# Seconds for the answer of a beat that was under way as a runner died.
+_LAST_BEAT = 1.0
 _LAST_CONNECT = 10.0
 _REAP_TRIES = 100
 _FAREWELL = 0.3
@@ -93,6 +96,7 @@ class Keeper:
         self._culprits: dict[UUID, set[UUID]] = {}
         self._overdue: set[tuple[UUID, UUID]] = set()
         self._lagging: set[UUID] = set()
+        self._beating: Collection[UUID] = ()
         self._reaping: set[asyncio.Task[None]] = set()
         self._connected = asyncio.Event()
         self._heard = True
@@ -190,7 +194,11 @@ class Keeper:
             if header.flags == STARTED and process.runs(header.pid):
                 alive[header.worker] = (board, header.running)
         if alive:
-            known = await self._workers.beat(list(alive), [running for _, running in alive.values()])
+            self._beating = alive.keys()
+            try:
+                known = await self._workers.beat(list(alive), [running for _, running in alive.values()])
+            finally:
+                self._beating = ()
             for worker in known.keys() & alive.keys():
                 board, _ = alive[worker]
                 board.acknowledge(sent)
@@ -249,6 +257,7 @@ class Keeper:
             try:
                 while more := await self._take_back(worker, reason, culprits):
                     reaped += more
+                await self._silent(worker)
                 await self._workers.stop(worker, "lost")
                 break
             except Exception as error:
@@ -262,6 +271,13 @@ class Keeper:
         await asyncio.sleep(_AFTERMATH)
         with suppress(Exception):
             await self._take_back(worker, reason, culprits)
+
+    async def _silent(self, worker: UUID) -> None:
+        """Wait until no beat under way speaks for the dead, which would call it live again; but not for long."""
+        for _ in range(round(_LAST_BEAT / 0.02)):
+            if worker not in self._beating:
+                return
+            await asyncio.sleep(0.02)
 
     async def _take_back(self, worker: UUID, reason: str, culprits: set[UUID] | None) -> list[Reaped]:
         settings = self._config.maintenance

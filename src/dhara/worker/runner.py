@@ -55,6 +55,8 @@ _SWEEP = 0.2
 _MEMORY_LOOK = 5.0
 # Seconds for handlers to heed that they are interrupted, before what they hold is released without them.
 _HEED = 0.5
+# Seconds for the answer of a claim that is under way as the worker ends.
+_ANSWER = 2.0
 # For so many leases a runner beats for itself, should its keeper not have begun to.
 _UNKEPT = 4.0
 
@@ -239,7 +241,8 @@ class Runner:
             self.draining = True
             self._said = asyncio.create_task(self._say_draining())
         self.slots.close()
-        await self._claims_landed()
+        await self._claim_landed(_ANSWER)
+        await self.claimer.stop()
         self.slots.release_unstarted()  # No sooner: a claim that is still under way would take them again.
         try:
             await asyncio.wait_for(self.slots.idle(), None if grace == math.inf else grace)
@@ -250,6 +253,7 @@ class Runner:
         """Give back what still runs, now; `async` handlers are interrupted, threads are left behind."""
         self.draining = True
         self.slots.close()
+        await self._claim_landed(_HEED)
         self.slots.release_unstarted()
         self.slots.interrupt_all()
         try:
@@ -261,7 +265,8 @@ class Runner:
         """End: settle what is decided, sign off, disconnect."""
         self.draining = True
         self.slots.close()
-        await self._claims_landed()
+        await self._claim_landed(_ANSWER)
+        await self.claimer.stop()
         self.slots.release_unstarted()
         try:
             await asyncio.wait_for(self.settler.drained(), 5.0)
@@ -288,11 +293,11 @@ class Runner:
             log.exception("the registry's lifespan failed as it ended")
 
     async def _sign_off(self) -> None:
-        try:
-            await within(2, self.comparer.flush())
-            await within(2, self._workers.stop(self.id))
-        except Exception as error:
-            log.debug("could not sign off: %s", error)
+        for say in (self.comparer.flush, lambda: self._workers.stop(self.id)):
+            try:
+                await within(2, say())
+            except Exception as error:
+                log.debug("could not sign off: %s", error)
 
     async def _say_draining(self) -> None:
         try:
@@ -300,13 +305,13 @@ class Runner:
         except Exception as error:
             log.debug("could not say that this worker drains: %s", error)
 
-    async def _claims_landed(self) -> None:
-        """Stop the claimer, but not while a claim is under way: one whose answer nobody reads would be a ghost."""
-        for _ in range(100):
+    async def _claim_landed(self, seconds: float) -> None:
+        """Wait until no claim is under way, or for so long: it may take again what is given back before, and one whose answer
+        nobody reads would be a ghost."""
+        for _ in range(round(seconds / 0.02)):
             if not self.claimer.in_flight:
-                break
+                return
             await asyncio.sleep(0.02)
-        await self.claimer.stop()
 
     # claims
 
