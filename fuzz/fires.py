@@ -31,6 +31,8 @@ from dhara.store.pool import DatabaseSettings, Pool
 from dhara.store.schedules import Schedules
 
 NEAR = 0.05
+# Seconds until which the first fault is waited for: while no process leads there is none to hit.
+_LONGEST = 60.0
 STOPPED = 1.0
 # Leadership is held for three rounds, so that the next leader comes within the second.
 ROUND = 0.15
@@ -121,7 +123,7 @@ async def _nemesis(pool: Pool, firers: list[_Firer], seconds: int, rng: random.R
     starts: set[asyncio.Task[None]] = set()
     loop = asyncio.get_running_loop()
     hit_at = 0.0
-    while await _clock(pool) < seconds:
+    while (now := await _clock(pool)) < seconds or (not faults and now < _LONGEST):
         # In two steps: a machine's clocks need not agree on how long a second is.
         due = 1.0 - await _clock(pool) % 1.0
         await asyncio.sleep(max(0.0, due - 4 * NEAR))

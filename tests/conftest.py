@@ -200,7 +200,12 @@ class Databases:
         return name
 
     def drop(self, name: str) -> None:
-        self._admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+        statement = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
+        for _ in range(5):
+            with suppress(psycopg.errors.ObjectInUse):  # it waits for the sessions that it ends, but for 5 s only
+                self._admin.execute(statement)
+                return
+        self._admin.execute(statement)
 
     def dsn(self, name: str) -> str:
         return with_database(self._server, name)
@@ -280,7 +285,7 @@ def empty_dsn(databases: Databases) -> Iterator[str]:
 @pytest.fixture
 async def pool(dsn: str) -> AsyncIterator[Pool]:
     """An open pool on the fresh database."""
-    async with Pool(DatabaseSettings(dsn=dsn)) as opened:
+    async with Pool(DatabaseSettings(dsn=dsn, connect_timeout=30)) as opened:
         yield opened
 
 

@@ -180,13 +180,14 @@ async def test_a_key_is_kept_as_its_hash_only(make: Make, shared_pool: Pool) -> 
 
 
 async def test_a_revocation_made_elsewhere_is_heard(app: Api, make: Make, shared_pool: Pool) -> None:
+    app.parts.ring._used_at = time.monotonic()  # it writes down uses every half a minute; not in the midst of this
     async with await make(READ) as client:
         id = client.headers["authorization"].split("_")[1]
         assert (await client.get("/api/v1/tasks")).status_code == 200
         await Keys(shared_pool).revoke(id)
         started = time.monotonic()
         while (await client.get("/api/v1/tasks")).status_code == 200:
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < 25
         assert [key.last_used_at for key in await app.parts.keys.list() if key.id == id] == [None]
         await app.parts.ring._flush()
         assert [key.last_used_at is None for key in await app.parts.keys.list() if key.id == id] == [False]
@@ -419,11 +420,11 @@ async def test_payloads_are_searched_for_those_who_may_read_them_and_give_no_mas
 
 
 async def test_a_key_is_held_to_its_rate(make: Make) -> None:
-    async with await make(READ, rate=0.5) as slow, await make(READ) as free:
+    async with await make(READ, rate=0.05) as slow, await make(READ) as free:
         answers = [await slow.get("/docs") for _ in range(11)]
         assert [a.status_code for a in answers[:10]] == [200] * 10
         problem(answers[10], 429, "rate_limited")
-        assert 1 <= int(answers[10].headers["retry-after"]) <= 2
+        assert 1 <= int(answers[10].headers["retry-after"]) <= 20
         assert (await free.get("/docs")).status_code == 200
 
 
@@ -535,8 +536,9 @@ async def test_full_queues_are_looked_for_while_something_is_enqueued(
     class Counting(Queues):
         async def loads(self, all: bool) -> Sequence[Load]:
             nonlocal looks
+            found = await super().loads(all)
             looks += 1
-            return await super().loads(all)
+            return found
 
     monkeypatch.setattr(backpressure, "INTERVAL", 0.01)
     monkeypatch.setattr(backpressure, "IDLE_INTERVAL", 600.0)

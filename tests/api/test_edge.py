@@ -8,6 +8,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from dhara.api import health
 from dhara.api.asgi import Api, create_app
 from dhara.api.buckets import Failures
 from dhara.api.routes import BASE, PROBE, TABLE
@@ -73,7 +74,10 @@ AUTHORIZATIONS: dict[str, list[tuple[str, str]]] = {
 
 
 @pytest.mark.parametrize("headers", AUTHORIZATIONS.values(), ids=AUTHORIZATIONS.keys())
-async def test_without_a_key_only_probes_answer(locked_app: Api, headers: list[tuple[str, str]]) -> None:
+async def test_without_a_key_only_probes_answer(
+    locked_app: Api, headers: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "PATIENCE", 60.0)
     async with client_of(locked_app) as client:
         for route in TABLE:
             for path in route.paths:

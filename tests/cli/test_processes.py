@@ -117,7 +117,7 @@ def test_a_worker_runs_what_its_folder_registers_and_drains(dhara: Dhara, handle
         assert done["result"] == "hello you"
         [row] = [row for row in dhara.json("workers")["workers"] if row["state"] == "live"]
         assert (row["queues"], row["slots"], row["types"]) == ({"default": 3, "mail": 2}, 3, ["greet", "linger"])
-        task = dhara.json("enqueue", "linger", '{"seconds": 1}')
+        task = dhara.json("enqueue", "linger", '{"seconds": 5}')
         until(lambda: dhara.json("tasks", "get", task["id"])["status"] == "RUNNING", "the task to run")
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(20) == 0
@@ -267,12 +267,14 @@ def test_the_demo_goes_on_serving_until_it_is_told(dhara: Dhara) -> None:
         until(lambda: get(port, "/api/v1/tasks?type=charge_card&status=DEAD")["total"] == 3, "the cards to fail")
         [why] = {task["last_error"] for task in get(port, "/api/v1/tasks?type=charge_card")["tasks"]}
         assert "maintenance until" in why
-        [slow] = get(port, "/api/v1/tasks?type=slow_task&status=RUNNING")["tasks"]
+        running_now = "/api/v1/tasks?type=slow_task&status=RUNNING"
+        until(lambda: get(port, running_now)["total"] == 1, "a slow task to run")
+        [slow] = get(port, running_now)["tasks"]
         until(lambda: "progress" in get(port, f"/api/v1/tasks/{slow['id']}"), "progress")
         family = children(dev.pid)
         dev.send_signal(signal.SIGINT)
         assert dev.wait(30) == 0
-    assert all(map(gone, family))
+    until(lambda: all(map(gone, family)), "its processes to be gone")
 
 
 async def test_what_the_demo_leaves_behind_is_mended_once_the_service_is_back() -> None:

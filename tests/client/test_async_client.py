@@ -330,7 +330,8 @@ async def test_a_thousand_waiters_cost_a_few_queries_a_second(
     await asyncio.sleep(4)  # The pauses have grown to their longest.
     asked.clear()
     await asyncio.sleep(3)
-    assert 1 <= len(asked) <= 3 * 3
+    assert len(asked) <= 3 * 3
+    await eventually(lambda: asked)
     monkeypatch.undo()
     worker = await make_worker(pool)
     claims = await Tasks(pool).claim(worker, ["t"], 1_000, [Watermark("default", 0, BEGINNING, ZERO, 1_000)])

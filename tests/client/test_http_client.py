@@ -81,7 +81,7 @@ def line(pool: Pool) -> Line:
 
 async def over(line: Line, **options: Any) -> AsyncClient:
     client = AsyncClient(URL)
-    client._backend = HttpBackend(URL, transport=line, **({"patience": 3.0} | options))
+    client._backend = HttpBackend(URL, transport=line, **({"patience": 30.0} | options))
     return await client.open()
 
 

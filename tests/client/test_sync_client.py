@@ -12,6 +12,7 @@ import pytest
 
 from dhara import AsyncClient, Client, IdempotencyConflict, NotFound, State, TaskFailed, Unavailable
 from dhara.client.synchronous import ClientOptions, Wanted
+from tests.waiting import eventually
 
 
 async def test_it_works_inside_a_running_loop_too(dsn: str) -> None:
@@ -98,7 +99,11 @@ async def test_connections_are_closed(dsn: str) -> None:
     query = (
         "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dhara client' AND datname = current_database()"
     )
-    assert await connection.fetchval(query) == 0
+
+    async def gone() -> bool:
+        return await connection.fetchval(query) == 0
+
+    await eventually(gone)
     await connection.close()
 
 

@@ -9,14 +9,14 @@ import asyncio
 import json
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, ConsoleMessage, Dialog, Page, async_playwright, expect
+from playwright.async_api import Browser, ConsoleMessage, Dialog, Page, TimeoutError, async_playwright, expect
 
 from dhara.api.server import serve
 from dhara.domain.lifecycle import Event
@@ -336,9 +336,13 @@ async def test_refresh_waits_while_something_is_open_and_keys_help(place: Place,
         await page.keyboard.press("?")
         await expect(page.get_by_role("dialog")).to_be_visible()
         await page.keyboard.press("Escape")
-        await page.keyboard.press("g")
-        await page.keyboard.press("w")
-        await page.wait_for_url("**/workers")
+        for _ in range(5):  # the second key counts for 1.2 s after the first, which a busy machine may not keep
+            await page.keyboard.press("g")
+            await page.keyboard.press("w")
+            with suppress(TimeoutError):
+                await page.wait_for_url("**/workers", timeout=5_000)
+                break
+        assert page.url.endswith("/workers")
         await page.get_by_role("button", name="Auto").click()
         assert await page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "light"
 

@@ -27,7 +27,7 @@ async def ids(db: Connection) -> set[object]:
     ("state", "age", "leaves"),
     [
         ("COMPLETED", 101, True),
-        ("COMPLETED", 99, False),
+        ("COMPLETED", 60, False),
         ("CANCELED", 101, True),
         ("DEAD", 101, False),
         ("DEAD", 1_001, True),

@@ -56,9 +56,9 @@ CASES = [
         reaped=False,
     ),
     Case(why="the beat stands still, but not for long enough", watched=C - 0.1, reaped=False),
-    Case(why="the beat stood still all the time, but it is not old", beat_age=L - 2, reaped=False),
+    Case(why="the beat stood still all the time, but it is not old", beat_age=L / 2, reaped=False),
     Case(why="this reaper has just been started: its watch begins anew", restarted=True, reaped=False),
-    Case(why="claimed a moment ago, by a worker that is just coming back", claim_age=L - 2, reaped=False),
+    Case(why="claimed a moment ago, by a worker that is just coming back", claim_age=L / 2, reaped=False),
     Case(why="stopped in order, but it still holds a task", state="stopped", beat_age=0.1, reaped=True),
     Case(why="called lost before, and holds a task", state="lost", beat_age=0.1, reaped=True),
     Case(

@@ -104,8 +104,10 @@ async def test_a_half_open_link_is_found(dsn: str, pool: Pool, monkeypatch: pyte
     woken = Signal("wake")
     async with Proxy(dsn) as proxy, Listener(DatabaseSettings(dsn=proxy.dsn), woken.fire) as listener:
         await woken.wait()
+        await listener.connected.wait()
         proxy.freeze()
         await eventually(lambda: not listener.connected.is_set(), what="the dead link to be noticed")
+        monkeypatch.setattr(wakeup, "LIVENESS_TIMEOUT", 30)
         proxy.thaw()
         assert await woken.wait(2) == ["", ""]
         notifier = Notifier(pool)
@@ -117,9 +119,10 @@ async def test_a_half_open_link_is_found(dsn: str, pool: Pool, monkeypatch: pyte
 async def test_it_comes_back_as_quickly_the_tenth_time(dsn: str, db: asyncpg.Connection[asyncpg.Record]) -> None:
     """Connections that worked before they ended do not add up to ever longer pauses."""
     woken = Signal("wake")
-    async with Proxy(dsn) as proxy, Listener(DatabaseSettings(dsn=proxy.dsn), woken.fire):
+    async with Proxy(dsn) as proxy, Listener(DatabaseSettings(dsn=proxy.dsn), woken.fire) as listener:
         for times in range(1, 11):
-            await woken.wait(times, timeout=5)
+            await woken.wait(times, timeout=9)
+            await listener.connected.wait()
             proxy.cut()
 
 
@@ -214,6 +217,10 @@ async def test_only_who_sleeps_is_told_and_by_the_commit(dsn: str, pool: Pool) -
     assert "nobody sleeps" not in busy.values
 
 
+async def _somebody_sleeps(pool: Pool) -> bool:
+    return not await _nobody_sleeps(pool)
+
+
 async def _nobody_sleeps(pool: Pool) -> bool:
     query = "SELECT count(*) FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)"
     where = "WHERE locktype = 'advisory' AND application_name = 'dhara listener' AND a.datname = current_database()"
@@ -225,8 +232,9 @@ async def test_an_enqueue_under_way_as_the_worker_lies_down(
 ) -> None:
     """Whoever sleeps is looked for after the insert, however long that takes; the commit after it is awaited by further looks."""
     looks = Signal("a look")
+    held = "pg_advisory_xact_lock(hashtextextended('dawdle', 0))"
     await db.execute(
-        "CREATE FUNCTION dhara.dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.5); RETURN NULL; END $$;"
+        f"CREATE FUNCTION dhara.dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM {held}; RETURN NULL; END $$;"
         "CREATE TRIGGER dawdle BEFORE INSERT ON dhara.tasks FOR EACH STATEMENT EXECUTE FUNCTION dhara.dawdle()"
     )
     tasks = Tasks(pool, tells=True)
@@ -234,11 +242,13 @@ async def test_an_enqueue_under_way_as_the_worker_lies_down(
         await looks.wait()
         listener.rest(asleep=False)
         await eventually(lambda: _nobody_sleeps(pool))
-        slow = asyncio.create_task(tasks.enqueue([new_task(queue="slow")]))
-        await eventually(
-            lambda: pool.fetchval("SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
-        )
-        listener.rest(asleep=True)
+        async with db.transaction():
+            await db.execute(f"SELECT {held}")
+            slow = asyncio.create_task(tasks.enqueue([new_task(queue="slow")]))
+            waits = "SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event = 'advisory' AND datname = current_database()"
+            await eventually(lambda: pool.fetchval(waits))
+            listener.rest(asleep=True)
+            await eventually(lambda: _somebody_sleeps(pool))
         await slow
         await eventually(lambda: "slow" in looks.values)
 

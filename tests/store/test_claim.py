@@ -57,7 +57,7 @@ async def test_only_what_is_ready_and_known(tasks: Tasks, db: Connection) -> Non
 
 
 async def test_at_most_as_many_as_asked_oldest_first(tasks: Tasks, db: Connection) -> None:
-    made = [await make_task(db, due_in=-n) for n in (1, 3, 2)]
+    made = [await make_task(db, due_in=-60 * n) for n in (1, 3, 2)]
     first = await tasks.claim(uuid4(), ["t"], 2, [lane()])
     assert [claim.id for claim in first] == [made[1].id, made[2].id]
     assert [claim.id for claim in await tasks.claim(uuid4(), ["t"], 2, [lane()])] == [made[0].id]

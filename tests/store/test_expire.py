@@ -43,6 +43,6 @@ async def test_others_stay(tasks: Tasks, db: Connection) -> None:
 
 
 async def test_at_most_longest_overdue_first(tasks: Tasks, db: Connection) -> None:
-    made = [await make_task(db, expires_in=-n) for n in (1, 3, 2)]
+    made = [await make_task(db, expires_in=-60 * n) for n in (1, 3, 2)]
     assert await tasks.expire(2) == 2
     assert [(await tasks.get(task.id)).status for task in made] == ["PENDING", "DEAD", "DEAD"]

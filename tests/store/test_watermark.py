@@ -75,7 +75,7 @@ async def test_the_same_moment_is_told_apart_by_id(tasks: Tasks) -> None:
 
 async def test_a_delayed_task_becomes_ready_above(tasks: Tasks, db: Connection) -> None:
     delayed = await make_task(db, due_in=60)
-    ready = await make_task(db, due_in=-1)
+    ready = await make_task(db, due_in=-30)
     (claim,) = await tasks.claim(uuid4(), ["t"], 10, [lane()])
     assert claim.id == ready.id
     mark = above(claim)

@@ -226,7 +226,7 @@ async def test_a_run_that_hangs_is_waited_for_in_vain_only_so_long() -> None:
     for _ in range(2):
         with pytest.raises(Unavailable, match=r"no answer within 0\.05 s"):
             await shared.get(0.05)
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < 30
     assert started == 1
     gate.set()
     assert await shared.get(5) == 1

@@ -166,6 +166,13 @@ def process(seconds: float = 0.0, *, ctx: Context) -> dict[str, Any]:
     return {"pid": os.getpid(), "parent": os.getppid(), "state": ctx.state}
 
 
+@tasks.task("process.first", executor="process", retry=QUICK)
+def process_first(seconds: float, *, ctx: Context) -> None:
+    """Long the first time, short afterwards."""
+    mark("start", ctx)
+    time.sleep(seconds if ctx.attempt == 1 else 0.0)
+
+
 @tasks.task("process.async", executor="process", retry=QUICK)
 async def process_async(seconds: float = 0.0, *, ctx: Context) -> dict[str, Any]:
     ctx.log.info("in the child")

@@ -36,7 +36,9 @@ def runner_of(dsn: str, registry: Registry, *, concurrency: int = 4, **settings:
     fd = share(1, concurrency)
     (board,) = attach(fd, 1, concurrency)
     os.close(fd)
-    made = RunnerSettings(database=DatabaseSettings(dsn=dsn, pool_max=4), concurrency=concurrency, **values | settings)
+    made = RunnerSettings(
+        database=DatabaseSettings(dsn=dsn, pool_max=4, connect_timeout=30), concurrency=concurrency, **values | settings
+    )
     return Runner(registry, made, worker=new_id(), board=board)
 
 

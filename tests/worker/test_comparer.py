@@ -99,8 +99,9 @@ async def test_a_handler_is_told_of_its_lost_lease(dsn: str, desk: Desk, db: Con
         id = await desk.one("watch")
         await started.wait()
         first = await desk.tasks.get(id)
-        await Tasks(db).reap(runner.id, beat_seq=None, claimed_before=0.0, reason="taken for lost")
-        await db.execute("UPDATE dhara.tasks SET run_at = run_at + interval '1 hour' WHERE id = $1", id)
+        async with db.transaction():  # else this worker might claim it again in between
+            await Tasks(db).reap(runner.id, beat_seq=None, claimed_before=0.0, reason="taken for lost")
+            await db.execute("UPDATE dhara.tasks SET run_at = run_at + interval '1 hour' WHERE id = $1", id)
         assert await told.wait() == [False], "told that the lease is lost, not that it was canceled"
 
         async def refused() -> bool:

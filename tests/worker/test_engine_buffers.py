@@ -127,15 +127,15 @@ async def test_a_full_buffer_stops_the_claims_and_its_relief_starts_them_again(
 async def test_exclusive_ones_neither_start_nor_go_on_unheard(dsn: str, desk: Desk, db: factories.Connection) -> None:
     """There is no keeper here, so no beat is ever acknowledged but the start."""
     tasks = Registry()
-    ended = Signal("ended")
+    started, ended = Signal("started"), Signal("ended")
 
     @tasks.task("only", exclusive=True)
     async def only() -> None:
-        start = time.monotonic()
+        started.fire()
         try:
             await asyncio.sleep(60)
         finally:
-            ended.fire(time.monotonic() - start)
+            ended.fire(time.monotonic())
 
     @tasks.task("plain")
     async def plain() -> str:
@@ -150,19 +150,32 @@ async def test_exclusive_ones_neither_start_nor_go_on_unheard(dsn: str, desk: De
         runner._board.acknowledge(time.monotonic())
         runner.slots.sweep()
         first, other = await desk.one("only"), await desk.one("plain")
+        beaten = await beating_until(runner, lambda: started.fired > 0)
         await ended.wait()
         # 0.8 L after the last beat, and not a failure.
-        assert 1.0 < ended.values[0] < 2.4 + 10
+        assert 2.3 < ended.values[0] - beaten < 2.4 + 10
         released = await desk.state(first, State.PENDING)
         assert released.failures == 0
         assert (await desk.events(first))[-1] == "RELEASED"
         # It does not begin again and again, and what is not exclusive goes on.
         assert (await desk.final(other)).result == '"done"'
-        assert (await desk.tasks.get(first)).attempts == 1
+        assert (await desk.tasks.get(first)).attempts == released.attempts and started.fired == 1
         # Once the database has heard of this worker again, it does.
-        runner._board.acknowledge(time.monotonic())
-        await desk.state(first, State.RUNNING, timeout=30)
-        assert (await desk.tasks.get(first)).attempts == 2
+        await beating_until(runner, lambda: started.fired > 1)
+        assert (await desk.tasks.get(first)).attempts > released.attempts
+
+
+async def beating_until(runner: Runner, there: Callable[[], bool]) -> float:
+    """Heartbeats are acknowledged until it is so; answers when the last one was sent."""
+    beaten = [time.monotonic()]
+
+    def beat() -> bool:
+        beaten.append(time.monotonic())
+        runner._board.acknowledge(beaten[-1])
+        return there()
+
+    await eventually(beat)
+    return beaten[-1]
 
 
 async def silence(runner: Runner, gate: asyncio.Event) -> None:

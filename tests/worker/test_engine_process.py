@@ -30,7 +30,7 @@ from tests.worker.kit import Desk
 @asynccontextmanager
 async def working(dsn: str, registry: Registry = engine_handlers.tasks, **settings: Any) -> AsyncIterator[Worker]:
     """A worker in this process, with a keeper and a nursery; releases what still runs at the end."""
-    values: dict[str, Any] = {"concurrency": 8, "poll_interval": 0.5, "heartbeat_interval": 1, "kill_grace": 2}
+    values: dict[str, Any] = {"concurrency": 8, "poll_interval": 0.5, "heartbeat_interval": 1, "kill_grace": 60}
     async with Worker(dsn, registry, **values | settings) as worker:
         try:
             yield worker
@@ -174,12 +174,12 @@ async def test_a_killed_nursery_is_replaced(
     monkeypatch.setenv("MARKS", str(tmp_path))
     async with working(dsn) as worker:
         first = nursery_of(worker).pid
-        id = await desk.one("process", {"seconds": 0.7})
+        id = await desk.one("process.first", {"seconds": 60})
         mark = tmp_path / f"start-{id}"
         await eventually(lambda: mark.exists() and mark.read_text())
         child = int(mark.read_text().split()[2])
         os.kill(first, signal.SIGKILL)
-        task = await desk.final(id, timeout=20)
+        task = await desk.final(id)
         assert nursery_of(worker).pid != first
         assert not exists(child)
         later = await desk.final(await desk.one("process"))

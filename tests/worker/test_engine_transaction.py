@@ -321,19 +321,20 @@ async def test_canceled_after_the_commit_is_completed_and_the_slot_lives_on(
     tasks = Registry()
     committed = Signal("committed")
 
-    @tasks.task("write", timeout=2)
+    @tasks.task("write")
     async def write(ctx: Context) -> None:
         async with ctx.transaction() as connection:
             await connection.execute(INSERT.format(ctx.task_id))
-        committed.fire()
+        committed.fire(ctx._claim.lease)
         await asyncio.sleep(60)
 
     @tasks.task("fine")
     async def fine() -> None: ...
 
-    async with running(dsn, tasks, concurrency=1):
+    async with running(dsn, tasks, concurrency=1) as runner:
         id = await desk.one("write")
-        await committed.wait()
+        (lease,) = await committed.wait()
+        runner.slots.cancel(lease)
         after = await desk.final(await desk.one("fine"))
         task = await desk.tasks.get(id)
     assert (task.status, task.failures, after.status) == (State.COMPLETED, 0, State.COMPLETED)

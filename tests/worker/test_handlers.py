@@ -13,6 +13,7 @@ import pytest
 
 from dhara import Cancel, Context, DeadLetter, Registry, Retry, RetryPolicy, Snooze
 from dhara.domain.lifecycle import State
+from dhara.domain.task import Attempt
 from tests.waiting import Signal
 from tests.worker.kit import Desk, running
 
@@ -113,8 +114,14 @@ async def test_failures_are_retried_with_stored_backoff_until_exhausted(dsn: str
     # When due: what comes on top of the band is a look and a claim, never a poll interval; on a busy machine a single
     # one may be held up.
     assert statistics.median(late) <= 2
-    first = [round((t[1].started_at - t[0].ended_at).total_seconds(), 2) for t in attempts if t[0].ended_at]
-    assert len(set(first)) > 1, "no jitter"
+    waits = [[_waited(t, n) for t in attempts] for n in range(3)]
+    assert max(len(set(waited)) for waited in waits) > 1, "no jitter"
+
+
+def _waited(tried: list[Attempt], n: int) -> float:
+    ended = tried[n].ended_at
+    assert ended is not None
+    return round((tried[n + 1].started_at - ended).total_seconds(), 2)
 
 
 async def test_the_wait_is_in_the_row(dsn: str, desk: Desk) -> None:
@@ -149,7 +156,8 @@ async def test_handler_can_name_its_wait(dsn: str, desk: Desk) -> None:
         first, second = await desk.attempts(id)
     assert (task.status, task.result, task.last_error) == (State.COMPLETED, "1", "the service is busy")
     assert first.outcome == "RETRIED" and first.ended_at is not None
-    assert 0.3 <= (second.started_at - first.ended_at).total_seconds() < 25
+    # The end is written a moment after the time from which the wait counts was taken.
+    assert 0.25 <= (second.started_at - first.ended_at).total_seconds() < 25
 
 
 async def test_retry_counts_as_a_failure(dsn: str, desk: Desk) -> None:

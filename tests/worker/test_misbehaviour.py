@@ -420,7 +420,7 @@ async def test_a_handler_that_forks(dsn: str, desk: Desk) -> None:
         assert task.status is State.COMPLETED
         child = int(task.result or "")
         assert child > 0
-        pid, status = await asyncio.wait_for(asyncio.to_thread(os.waitpid, child, 0), 5)
+        pid, status = await asyncio.wait_for(asyncio.to_thread(os.waitpid, child, 0), 30)
         assert (pid, os.waitstatus_to_exitcode(status)) == (child, 0)
         assert (await desk.final(await desk.one("fine"))).status is State.COMPLETED
 
