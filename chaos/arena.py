@@ -126,7 +126,7 @@ class Arena:
         self.pair: Pair | None = None
         self.clock: Path | None = None
         self.members: list[Member] = []
-        self.excused: set[int] = set()  # runners that were silenced: their leases may be lost
+        self.excused: set[int] = set()  # processes that were silenced: their leases may be lost
         self.stood: list[tuple[int, float, float]] = []  # (pid, stopped, continued), monotonic
         self.deaths: list[tuple[int, float]] = []  # (runner's pid, wall time)
         self.spared = 0  # how many of the last workers no fault picks
@@ -287,8 +287,9 @@ class Arena:
         self.deaths += [(pid, now) for pid in pids]
 
     def excuse(self, member: Member) -> None:
-        """On record: this worker is silenced, its leases may be lost."""
-        self.excused |= set(member.process.runners)
+        """On record: this worker is silenced, its leases may be lost; those of what its runners have forked, too, since suspects
+        run in processes of their own."""
+        self.excused |= set(member.process.family)
 
     async def workers_by_pid(self, db: asyncpg.Connection[asyncpg.Record]) -> dict[int, list[UUID]]:
         """Runner's pid -> worker ids."""
