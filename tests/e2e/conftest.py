@@ -20,7 +20,10 @@ def alone() -> Iterator[None]:
 
 @pytest.fixture
 def machine(request: pytest.FixtureRequest) -> Iterator[None]:
-    """For every test of processes: not beside one that wants to be alone."""
+    """For every test of processes: not beside one that wants to be alone.
+
+    How long it waits for its turn is no part of the test, so such a test is marked with `timeout(..., func_only=True)`.
+    """
     if "alone" in request.fixturenames:
         request.getfixturevalue("alone")
         yield

@@ -32,6 +32,14 @@ async def sleep(seconds: float) -> str:
     return "slept"
 
 
+@tasks.task("gate")
+async def gate(path: str) -> str:
+    """Runs until there is such a file: for as long as its test wants, however slow the machine is."""
+    while not os.path.exists(path):
+        await asyncio.sleep(0.1)
+    return "passed"
+
+
 @tasks.task("sync.sleep")
 def sync_sleep(seconds: float) -> str:
     time.sleep(seconds)

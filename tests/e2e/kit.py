@@ -218,6 +218,14 @@ class Facts:
         """Return once exactly `n` tasks are RUNNING."""
         await self.until("SELECT count(*) = $1 FROM dhara.tasks WHERE status = 'RUNNING'", n, timeout=timeout)
 
+    async def begun(self, n: int, timeout: float = 60) -> None:
+        """Return once exactly `n` tasks are at work in slots, by the workers' beats.
+
+        A task is RUNNING from its claim on, and its worker may not have read the answer to that yet: whom a signal meets then,
+        gives back what it has not begun.
+        """
+        await self.until("SELECT sum(running) = $1 FROM dhara.workers", n, timeout=timeout)
+
     async def all_final(self, ids: Sequence[UUID] | None = None, timeout: float = 60) -> None:
         """Return once all tasks (or these) are final."""
         query = "SELECT bool_and(status NOT IN ('PENDING', 'RUNNING')) FROM dhara.tasks"

@@ -20,7 +20,7 @@ from tests import invariants
 from tests.e2e.kit import SHORT, SHORT_LEASE, Facts, Fleet, L, P, R, Stopwatch, pause, state
 from tests.waiting import eventually
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300, func_only=True)]
 
 both = pytest.mark.parametrize("own_server", ["default", "15"], indirect=True)
 FAST = {"fsync": "off", "full_page_writes": "off"}
@@ -150,15 +150,17 @@ async def test_sessions_are_terminated(fleet: Fleet, facts: Facts) -> None:
 
 
 async def test_a_worker_that_starts_while_the_database_is_away(
-    fleet: Fleet, facts: Facts, own_server: EmbeddedPostgres
+    fleet: Fleet, facts: Facts, own_server: EmbeddedPostgres, tmp_path: Path
 ) -> None:
     """At its first start it says so and ends; a runner that comes after a crash waits."""
+    gate = tmp_path / "gate"
     worker = fleet.start("--concurrency", "2")
     await facts.until("SELECT count(*) = 1 FROM dhara.workers WHERE beat_seq > 0")
-    await facts.enqueue("sleep", {"seconds": 1}, times=2)
-    await facts.running(2)
+    await facts.enqueue("gate", {"path": str(gate)}, times=2)
+    await facts.begun(2)
     await asyncio.to_thread(own_server.stop)
     worker.signal(signal.SIGKILL, *worker.runners)
+    gate.touch()
     late = fleet.start("--concurrency", "2")
     assert await late.ended() == 69
     assert "cannot reach the database" in late.log

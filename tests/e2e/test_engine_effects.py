@@ -38,7 +38,7 @@ async def test_one_effect_per_completed_task_under_kill_9(dsn: str, pool: Pool) 
                 one.kill(rng.choice(victims))
                 killed += 1
         await eventually(lambda: one.runners() and other.runners(), 30, "runners to be back")
-        await desk.until_final(60)
+        await desk.until_final(120)
         everybody = [*one.everybody(), *other.everybody()]
     assert not alive(everybody)
     assert killed >= 4

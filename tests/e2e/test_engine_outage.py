@@ -11,14 +11,16 @@ import pytest
 
 from dhara.store.pool import Pool
 from tests.e2e.engine import engine, marks
-from tests.e2e.fleet import C, Desk, L, R
+from tests.e2e.fleet import Desk, L, R
 from tests.invariants import i10, violations
 from tests.proxy import Proxy
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.slow
 
-AWAY = L + R + C + 1
+# Once the database is back one keeper may look at once, and the other's first beat come seconds later.
+CONFIRM = 5.0
+AWAY = L + R + CONFIRM + 1
 
 
 def cpu_seconds(pids: list[int]) -> float:
@@ -32,10 +34,11 @@ def cpu_seconds(pids: list[int]) -> float:
 
 async def test_an_outage_longer_than_the_lease(dsn: str, pool: Pool, tmp_path: Path) -> None:
     desk = Desk(pool)
+    confirm = f"{CONFIRM}s"
     async with Proxy(dsn) as proxy, Proxy(dsn) as other_proxy:
         with (
-            engine(proxy.dsn, slots=40, marks=tmp_path) as one,
-            engine(other_proxy.dsn, slots=40, marks=tmp_path) as other,
+            engine(proxy.dsn, slots=40, marks=tmp_path, DHARA_CONFIRM_AFTER=confirm) as one,
+            engine(other_proxy.dsn, slots=40, marks=tmp_path, DHARA_CONFIRM_AFTER=confirm) as other,
         ):
             ids = await desk.enqueue("sleep", '{"seconds": 1.5}', n=60)
             await eventually(lambda: all(marks(tmp_path, "start", id) for id in ids), 30, "all to run")

@@ -14,7 +14,7 @@ from dhara.domain.task import Attempt
 from tests import invariants
 from tests.e2e.kit import SHORT, Facts, Fleet
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300, func_only=True)]
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from pathlib import Path
 
 import httpx
 import pytest
@@ -19,7 +20,7 @@ from tests import invariants
 from tests.e2e.kit import Facts, Fleet, Stopwatch, WorkerProcess
 from tests.waiting import eventually
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300, func_only=True)]
 
 RELEASED = "SELECT count(*) FROM dhara.task_logs WHERE event = 'RELEASED'"
 
@@ -37,20 +38,21 @@ async def assert_nobody_failed(facts: Facts) -> None:
 
 async def test_sigterm_under_load(fleet: Fleet, facts: Facts) -> None:
     """F10: exit 0 within the longest task, no failure counted, nothing claimed any more."""
-    worker = fleet.start("--concurrency", "20", "--processes", "2")
+    # With work for much longer than the look at late claims, and a grace that is longer still: claims that went on would show.
+    worker = fleet.start("--concurrency", "20", "--processes", "2", shutdown_timeout="30s")
     await ready(facts, 2)
-    await facts.enqueue("sleep", {"seconds": 0.3}, times=400)
+    await facts.enqueue("sleep", {"seconds": 0.3}, times=2_000)
     await facts.enqueue("noop", times=4_000, queue="other")
     await facts.until("SELECT count(*) > 300 FROM dhara.tasks WHERE status = 'COMPLETED'")
     at = await facts.now()
     watch = Stopwatch()
     assert await worker.stop() == 0
     assert watch() < 15, "it was not killed"
-    late = "SELECT count(*) FROM dhara.task_logs WHERE event = 'CLAIMED' AND at > $1::timestamptz + interval '2 s'"
+    late = "SELECT count(*) FROM dhara.task_logs WHERE event = 'CLAIMED' AND at > $1::timestamptz + interval '5 s'"
     assert await facts.one(late, at) == 0
     states = await facts.states()
     assert states.get("RUNNING") is None
-    assert states["PENDING"] > 0, "there was more to do"
+    assert states.get("PENDING", 0) > 0, "there was more to do"
     await assert_nobody_failed(facts)
     assert await facts.rows("SELECT DISTINCT state FROM dhara.workers") == [("stopped",)]
     assert "Traceback" not in worker.log
@@ -82,11 +84,11 @@ async def test_a_stubborn_handler_keeps_nobody(fleet: Fleet, facts: Facts, kind:
 @pytest.mark.parametrize(("first", "second"), [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGHUP)])
 async def test_the_second_signal_releases(fleet: Fleet, facts: Facts, first: int, second: int) -> None:
     """F12: gone within three seconds, everything given back; the exit code tells which signal it was."""
-    worker = fleet.start("--concurrency", "10")
+    worker = fleet.start("--concurrency", "10", shutdown_timeout="60s")  # it is not the grace that ends it
     await ready(facts)
     await facts.enqueue("sleep", {"seconds": 30}, times=8)
     await facts.enqueue("sync.sleep", {"seconds": 30}, times=2)
-    await facts.running(10)
+    await facts.begun(10)
     worker.signal(first)
     await facts.until("SELECT bool_and(state = 'draining') FROM dhara.workers")
     watch = Stopwatch()
@@ -103,24 +105,30 @@ async def test_signals_to_the_very_end(fleet: Fleet, facts: Facts) -> None:
     """However late another one comes, the exit code is a documented one, not that of a process that a signal killed."""
     worker = fleet.start("--concurrency", "2")
     await ready(facts)
+    # The first two together, whatever may hold this process up between later ones; by two numbers, since of one number's
+    # signals that wait to be heard there is only one.
+    worker.signal(signal.SIGINT)
     while worker.popen.poll() is None:
         worker.signal(signal.SIGTERM)
         await asyncio.sleep(0.002)
     assert worker.popen.returncode == 128 + signal.SIGTERM
 
 
-async def test_ctrl_c_reaches_the_group_and_drains_once(fleet: Fleet, facts: Facts) -> None:
+async def test_ctrl_c_reaches_the_group_and_drains_once(fleet: Fleet, facts: Facts, tmp_path: Path) -> None:
     """A terminal sends SIGINT to the whole foreground group: one Ctrl-C is one signal, two are two."""
-    worker = fleet.start("--concurrency", "5")
+    gate = tmp_path / "gate"
+    worker = fleet.start("--concurrency", "5", shutdown_timeout="30s")
     await ready(facts)
-    await facts.enqueue("sleep", {"seconds": 1}, times=5)
-    await facts.running(5)
+    await facts.enqueue("gate", {"path": str(gate)}, times=5)
+    await facts.begun(5)
     os.killpg(worker.pid, signal.SIGINT)
+    await facts.until("SELECT bool_or(state = 'draining') FROM dhara.workers")
+    gate.touch()
     assert await worker.ended() == 0
     assert await facts.states() == {"COMPLETED": 5}
-    again = fleet.start("--concurrency", "5")
+    again = fleet.start("--concurrency", "5", shutdown_timeout="60s")
     await facts.enqueue("sleep", {"seconds": 30}, times=5)
-    await facts.running(5)
+    await facts.begun(5)
     os.killpg(again.pid, signal.SIGINT)
     await facts.until("SELECT bool_or(state = 'draining') FROM dhara.workers")
     os.killpg(again.pid, signal.SIGINT)
@@ -131,13 +139,16 @@ async def test_ctrl_c_reaches_the_group_and_drains_once(fleet: Fleet, facts: Fac
         assert "KeyboardInterrupt" not in log
 
 
-async def test_a_signal_to_every_process_is_one_signal(fleet: Fleet, facts: Facts) -> None:
+async def test_a_signal_to_every_process_is_one_signal(fleet: Fleet, facts: Facts, tmp_path: Path) -> None:
     """As service managers send it: it must not count as the second one."""
-    worker = fleet.start("--concurrency", "5", "--processes", "2")
+    gate = tmp_path / "gate"
+    worker = fleet.start("--concurrency", "5", "--processes", "2", shutdown_timeout="30s")
     await ready(facts, 2)
-    await facts.enqueue("sleep", {"seconds": 4}, times=10)
-    await facts.running(10)
+    await facts.enqueue("gate", {"path": str(gate)}, times=10)
+    await facts.begun(10)
     worker.signal(signal.SIGTERM, *worker.family)
+    await facts.until("SELECT bool_and(state = 'draining') FROM dhara.workers")
+    gate.touch()
     assert await worker.ended() == 0
     assert await facts.states() == {"COMPLETED": 10}
     assert await facts.most_attempts() == 1

@@ -19,7 +19,7 @@ from tests.drivers import ASYNC, SYNC
 from tests.e2e.kit import SHORT, Facts, Fleet
 from tests.waiting import eventually
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300, func_only=True)]
 
 
 class Rollback(Exception):
@@ -55,7 +55,8 @@ async def test_every_way_in_outlives_deaths(fleet: Fleet, facts: Facts, dsn: str
     victim = fleet.start("--concurrency", "40", module="tests.e2e.features", **SHORT)
     port = free_port()
     server = await fleet.serve(port)
-    async with AsyncClient(dsn, pool_max=2) as dhara, AsyncClient(f"http://127.0.0.1:{port}") as remote:
+    # As patient as the wait for the server that comes back.
+    async with AsyncClient(dsn, pool_max=2) as dhara, AsyncClient(f"http://127.0.0.1:{port}", patience=60) as remote:
         doomed = await _by_each_driver(dhara, dsn)
         doomed.append((await remote.enqueue("steady")).id)
         doomed.append(await facts.one("SELECT * FROM dhara.enqueue('steady', '{}')"))
