@@ -56,6 +56,7 @@ expect.set_options(timeout=20_000)
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(600),  # a browser, and every page three times: 35 s on a calm machine
     pytest.mark.skipif(not CHROMIUM, reason="no chromium: apt-get install chromium"),
 ]
 

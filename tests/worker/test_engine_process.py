@@ -151,7 +151,7 @@ async def test_a_cancellation_kills_within_a_second(
 
 async def test_many_at_once(dsn: str, desk: Desk) -> None:
     async with working(dsn, concurrency=100):
-        done = await desk.all_final(await desk.enqueue("process", {"seconds": 0.2}, times=200), timeout=60)
+        done = await desk.all_final(await desk.enqueue("process", {"seconds": 0.2}, times=200), timeout=120)
     assert {(task.status, task.attempts) for task in done} == {(State.COMPLETED, 1)}
     assert len({json.loads(task.result or "")["pid"] for task in done}) == 200
 
