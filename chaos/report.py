@@ -103,12 +103,16 @@ def soak_table(found: Mapping[str, Any]) -> list[str]:
             f"Over {found['seconds'] / 60:.0f} minutes after the warm-up, last quarter against first: start delay p99"
             f" outside faults {1e3 * p99[0]:.0f} → {1e3 * p99[1]:.0f} ms ({'met' if found['delays']['met'] else '**missed**'});"
         ),
-        (
-            f"dead rows {tables['dead'][0]:,.0f} → {tables['dead'][1]:,.0f}, bytes a row {tables['bytes a row'][0]} →"
-            f" {tables['bytes a row'][1]} ({'met' if tables['met'] else '**missed**'})."
-        ),
+        f"{_grown(tables)} ({'met' if tables['met'] else '**missed**'}).",
     ]
     return lines
+
+
+def _grown(tables: Mapping[str, Any]) -> str:
+    if "bytes a row" not in tables:
+        return f"tables: {tables['what']}"
+    dead, width = tables["dead"], tables["bytes a row"]
+    return f"dead rows {dead[0]:,.0f} → {dead[1]:,.0f}, bytes a row {width[0]} → {width[1]}"
 
 
 def add_to_ledger(path: Path, summary: Mapping[str, Any]) -> None:

@@ -142,7 +142,7 @@ def judge_tables(tables: Sequence[Tables], begin: float, end: float) -> dict[str
     dead = [median(t.dead for t in part) for part in (first, last)]
     counted = [[t.size / max(1, t.rows) for t in part if t.rows is not None] for part in (first, last)]
     if not all(counted):
-        return {"met": False, "what": "rows were not counted"}
+        return {"dead": dead, "met": False, "what": "too short: rows are counted every five minutes"}
     width = [median(part) for part in counted]
     # A floor, since autovacuum does not come for a few thousand.
     met = dead[1] <= DEAD * max(dead[0], 5_000) and width[1] <= WIDTH * width[0]

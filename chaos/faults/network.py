@@ -171,10 +171,12 @@ async def partitioned(arena: Arena, rng: random.Random) -> dict[str, Any]:
     if member.proxy is not None:
         member.proxy.freeze()
         await asyncio.sleep(seconds)
+        arena.excuse(member)  # also what its runners have forked meanwhile
         member.proxy.thaw()
         return {"worker": member.index, "by": "proxy", "seconds": seconds}
     with rules(member.host, arena.postgres.port, "DROP"):
         await asyncio.sleep(seconds)
+        arena.excuse(member)
     return {"worker": member.index, "by": "iptables DROP", "seconds": seconds}
 
 

@@ -273,6 +273,9 @@ def test_a_soak_finds_what_leaks() -> None:
         rows = [soak.Tables(n, dead(n), 1_000 * width(n), 1_000) for n in range(100)]
         return bool(soak.judge_tables(rows, 0, 100)["met"])
 
+    short = soak.judge_tables([soak.Tables(n, 6_000, 700, None) for n in range(100)], 0, 100)
+    shown = {"processes": [], "seconds": 100, "tables": short, "delays": {"p99": [0.1, 0.1], "met": True}}
+    assert "too short" in report.soak_table(shown)[-1] and not short["met"]
     assert tables(lambda n: 6_000, lambda n: 700)
     assert not tables(lambda n: 6_000 + 200 * n, lambda n: 700)
     assert not tables(lambda n: 6_000, lambda n: 700 + 2 * n)

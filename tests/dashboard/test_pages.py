@@ -169,13 +169,16 @@ async def test_mounted_it_keeps_to_what_its_application_says(pool: Pool) -> None
     await make_worker(pool, types=["t"])
     task = await make_task(pool, type="t", queue="mail", age=120, payload='{"card": {"number": "4111"}, "to": "ada"}')
     strict = app(pool, masked_fields=["card.number"], wait_objective=60)
-    for site, seen, late in ((app(pool), True, False), (strict, False, True)):
+    as_in_the_environment = app(pool, masked_fields="card, no.such")
+    for site, seen, late in ((app(pool), True, False), (strict, False, True), (as_in_the_environment, False, False)):
         async with browser(site) as client:
             page = (await client.get(f"/tasks/{task.id}")).text
             assert ("4111" in page) is seen and "ada" in page
             assert ("The oldest ready task of mail" in (await client.get("/")).text) is late
     with pytest.raises(ValueError, match=r"card\.number"):
         app(pool, masked_fields=["card..number"])
+    with pytest.raises(ValueError, match="30s"):
+        app(pool, wait_objective="30s")  # type: ignore[arg-type]
 
 
 async def test_types_stand_above_the_list_with_their_figures(pool: Pool, visitor: httpx.AsyncClient) -> None:

@@ -238,22 +238,69 @@ async def test_a_burst_is_claimed_ahead_at_once(dsn: str, monkeypatch: pytest.Mo
 async def test_nothing_is_claimed_after_the_drain_began(dsn: str, desk: Desk, db: Connection) -> None:
     tasks = Registry()
 
+    started, gate = Signal("started"), asyncio.Event()
+
     @tasks.task("short")
     async def short() -> None:
         await asyncio.sleep(0.01)
 
+    @tasks.task("gated")
+    async def gated() -> None:
+        started.fire()
+        await gate.wait()
+
     runner = runner_of(dsn, tasks, concurrency=8)
     await runner.start()
+    await desk.one("gated")
+    await started.wait()
     await desk.enqueue("short", times=5_000)
     await eventually(lambda: runner.slots.finished > 100)
-    await runner.drain()
-    ended = await db.fetchval("SELECT clock_timestamp()")
+    draining = asyncio.create_task(runner.drain(60))
+    await eventually(lambda: runner.slots.busy == 1, what="all but the gated one to have ended")
+    await eventually(lambda: not runner.claimer.in_flight)
+    began = await db.fetchval("SELECT clock_timestamp()")
+    desk.notifier.wake("default")
+    await asyncio.sleep(1)  # two polls
+    gate.set()
+    await draining
     await runner.stop()
-    late = await db.fetchval("SELECT count(*) FROM dhara.task_logs WHERE event = 'CLAIMED' AND at > $1", ended)
+    late = await db.fetchval("SELECT count(*) FROM dhara.task_logs WHERE event = 'CLAIMED' AND at > $1", began)
     assert late == 0
     assert await db.fetchval("SELECT count(*) FROM dhara.tasks WHERE status = 'PENDING'") > 0
     assert await db.fetchval("SELECT sum(failures) FROM dhara.tasks") == 0
     assert not await invariants.violations(db)
+
+
+async def test_figures_that_cannot_be_told_cost_no_sign_off(
+    dsn: str, desk: Desk, db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a flush that was cut off had taken is told by the next."""
+    tasks = Registry()
+    asking, line = Signal("observe"), asyncio.Event()
+
+    @tasks.task("t")
+    async def t() -> None: ...
+
+    runner = runner_of(dsn, tasks, heartbeat_interval=600)
+    await runner.start()
+    await desk.final(await desk.one("t"))
+    observe = runner.comparer._stats.observe
+
+    async def slow_line(seen: Any) -> None:
+        asking.fire(seen)
+        await line.wait()
+        await observe(seen)
+
+    monkeypatch.setattr(runner.comparer._stats, "observe", slow_line)
+    cut = asyncio.create_task(runner.comparer.flush())
+    await asking.wait()
+    cut.cancel()
+    await asyncio.wait([cut])
+    await runner.drain()
+    await runner.stop()
+    first, second = ([one for one in seen if one.name == "run"] for seen in asking.values)
+    assert first == second != []
+    assert await db.fetchval("SELECT state FROM dhara.workers WHERE id = $1", runner.id) == "stopped"
 
 
 async def test_an_idle_worker_drains_at_once(dsn: str) -> None:

@@ -60,9 +60,9 @@ def app(
     `authorize` takes the request and answers who it is (`Principal(name, scopes)`) or None for nobody. Without it people
     sign in with an API key of the database; while there is none, nobody but this machine's own browser may enter.
     `trace_url`: where traces are shown, `https://traces.example/{trace_id}`. `masked_fields`: fields of payloads and results
-    that nobody sees, `["card.number", "*.password"]`. `wait_objective`, `stale_after`: seconds that a ready task may wait, and
-    after which a worker without a heartbeat is lost. None of it is read from the environment. Raises ValueError for what is
-    no such address or path.
+    that nobody sees, `["card.number", "*.password"]` or a text with commas. `wait_objective`, `stale_after`: seconds that a
+    ready task may wait, and after which a worker without a heartbeat is lost. None of it is read from the environment. Raises
+    ValueError for what is no such address, path or number.
     """
     own = None if isinstance(database, Pool) else Pool(DatabaseSettings(dsn=database, schema=schema), "dashboard")
     pool = own or database
@@ -74,10 +74,10 @@ def app(
         desk_on(
             pool,
             Notifier(pool, name),
-            stale_after,
-            Mask(field_paths([*masked_fields])),
+            float(stale_after),
+            Mask(field_paths(masked_fields if isinstance(masked_fields, str) else [*masked_fields])),
             trace_url and trace_address(trace_url),
-            wait_objective,
+            float(wait_objective),
         ),
         door,
         version=metadata.version("dhara"),

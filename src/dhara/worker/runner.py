@@ -234,7 +234,7 @@ class Runner:
 
         May be called again, with another grace, when an earlier call was cancelled.
         """
-        grace = self.settings.shutdown_timeout if grace is None else grace
+        grace, begun = self.settings.shutdown_timeout if grace is None else grace, time.monotonic()
         most = "as long as they take" if grace == math.inf else f"at most {grace:g} s"
         log.info("worker %s drains: %d running, %s", self.id, self.slots.busy, most)
         if not self.draining:
@@ -245,7 +245,8 @@ class Runner:
         await self.claimer.stop()
         self.slots.release_unstarted()  # No sooner: a claim that is still under way would take them again.
         try:
-            await asyncio.wait_for(self.slots.idle(), None if grace == math.inf else grace)
+            left = None if grace == math.inf else max(0.0, begun + grace - time.monotonic())
+            await asyncio.wait_for(self.slots.idle(), left)
         except TimeoutError:
             await self.release()
 
@@ -293,10 +294,9 @@ class Runner:
             log.exception("the registry's lifespan failed as it ended")
 
     async def _sign_off(self) -> None:
-        for say in (self.comparer.flush, lambda: self._workers.stop(self.id)):
-            try:
-                await within(2, say())
-            except Exception as error:
+        words = within(2, self.comparer.flush()), within(2, self._workers.stop(self.id))
+        for error in await asyncio.gather(*words, return_exceptions=True):
+            if error is not None:
                 log.debug("could not sign off: %s", error)
 
     async def _say_draining(self) -> None:
