@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from dhara import Context, Registry
 from dhara.domain.lifecycle import State
 from dhara.domain.task import Claim
+from dhara.worker.runner import Runner
 from tests import invariants
 from tests.factories import Connection
 from tests.waiting import Signal, eventually
@@ -143,14 +147,11 @@ async def test_a_handler_that_swallows_its_cancellation_does_not_keep_the_worker
     await asyncio.gather(*(slot.task for slot in runner.slots.slots if slot.task), return_exceptions=True)
 
 
-async def test_claims_that_have_not_started_are_given_back(dsn: str, desk: Desk) -> None:
-    """Claims run ahead of the slots under load; whatever waits at a drain was nobody's fault and nobody's attempt lost."""
+@asynccontextmanager
+async def crowded(dsn: str, desk: Desk) -> AsyncIterator[tuple[Runner, list[UUID], asyncio.Event, Signal]]:
+    """A runner that runs two of forty tasks until its gate opens, and has claimed the others ahead, as under load."""
     tasks = Registry()
-    gate = asyncio.Event()
-    started = Signal("started")
-
-    @tasks.task("quick")
-    async def quick() -> None: ...
+    gate, started = asyncio.Event(), Signal("started")
 
     @tasks.task("gated")
     async def gated() -> None:
@@ -159,15 +160,39 @@ async def test_claims_that_have_not_started_are_given_back(dsn: str, desk: Desk)
 
     runner = runner_of(dsn, tasks, concurrency=2)
     await runner.start()
-    runner.slots._rate = 1e6  # as after thousands of tasks a second: claims may run ahead
-    ids = await desk.enqueue("gated", times=40)
-    await started.wait(2)
-    await eventually(lambda: len(runner.slots.leases()) == 40)
-    draining = asyncio.create_task(runner.drain(5))
-    await eventually(lambda: runner.draining)
-    gate.set()
-    await draining
-    await runner.stop()
+    try:
+        runner.slots._rate = 1e6  # as after thousands of tasks a second: claims may run ahead
+        ids = await desk.enqueue("gated", times=40)
+        await started.wait(2)
+        await eventually(lambda: len(runner.slots.leases()) == 40)
+        yield runner, ids, gate, started
+    finally:
+        await runner.stop()
+
+
+async def claim_under_way(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """The runner has sent a claim, which reaches the database once the event that this answers is set."""
+    line, asking = asyncio.Event(), Signal("asking")
+    claim = runner.claimer._tasks.claim
+
+    async def slow_line(*args: Any) -> list[Claim]:
+        asking.fire()
+        await line.wait()
+        return await claim(*args)
+
+    monkeypatch.setattr(runner.claimer._tasks, "claim", slow_line)
+    runner.claimer.wake("")
+    await asking.wait()
+    return line
+
+
+async def test_claims_that_have_not_started_are_given_back(dsn: str, desk: Desk) -> None:
+    """Claims run ahead of the slots under load; whatever waits at a drain was nobody's fault and nobody's attempt lost."""
+    async with crowded(dsn, desk) as (runner, ids, gate, started):
+        draining = asyncio.create_task(runner.drain(5))
+        await eventually(lambda: runner.draining)
+        gate.set()
+        await draining
     assert started.fired == 2, "nothing starts any more"
     found = [await desk.tasks.get(id) for id in ids]
     assert sorted(t.status for t in found) == [State.COMPLETED] * 2 + [State.PENDING] * 38
@@ -182,42 +207,31 @@ async def test_what_is_given_back_is_not_claimed_again_by_the_same_worker(
 ) -> None:
     """A claim may be under way as the drain begins, and reach the database after what waited here has been given back."""
     monkeypatch.setattr("dhara.worker.runner._HEED", 30.0)
-    tasks = Registry()
-    gate, line = asyncio.Event(), asyncio.Event()
-    started, asking = Signal("started"), Signal("asking")
-
-    @tasks.task("gated")
-    async def gated() -> None:
-        started.fire()
-        await gate.wait()
-
-    runner = runner_of(dsn, tasks, concurrency=2)
-    await runner.start()
-    runner.slots._rate = 1e6
-    ids = await desk.enqueue("gated", times=40)
-    await started.wait(2)
-    await eventually(lambda: len(runner.slots.leases()) == 40)
-    claim = runner.claimer._tasks.claim
-
-    async def slow_line(*args: Any) -> list[Claim]:
-        asking.fire()
-        await line.wait()
-        return await claim(*args)
-
-    monkeypatch.setattr(runner.claimer._tasks, "claim", slow_line)
-    runner.claimer.wake("")
-    await asking.wait()
-    ending = asyncio.create_task(runner.release() if at_once else runner.drain(5))
-    await eventually(lambda: runner.draining)
-    await runner.settler.drained()
-    line.set()
-    if not at_once:
-        gate.set()
-    await ending
-    await runner.stop()
+    async with crowded(dsn, desk) as (runner, ids, gate, started):
+        line = await claim_under_way(runner, monkeypatch)
+        ending = asyncio.create_task(runner.release() if at_once else runner.drain(5))
+        await eventually(lambda: runner.draining)
+        await runner.settler.drained()
+        line.set()
+        if not at_once:
+            gate.set()
+        await ending
     histories = [await desk.events(id) for id in ids]
     assert histories.count(["ENQUEUED", "CLAIMED", "RELEASED"]) == 38 + 2 * at_once
     assert started.fired == 2
+
+
+async def test_the_grace_counts_while_a_claim_is_awaited(dsn: str, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    later = 0.0
+    monkeypatch.setattr("dhara.worker.runner.time", SimpleNamespace(monotonic=lambda: time.monotonic() + later))
+    async with crowded(dsn, desk) as (runner, ids, _, _):
+        line = await claim_under_way(runner, monkeypatch)
+        draining = asyncio.create_task(runner.drain(600))
+        await eventually(lambda: runner.draining)
+        later = 700.0
+        line.set()
+        await asyncio.wait_for(draining, 60)
+    assert {(await desk.tasks.get(id)).status for id in ids} == {State.PENDING}
 
 
 async def test_a_burst_is_claimed_ahead_at_once(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -240,10 +240,7 @@ class Runner:
         if not self.draining:
             self.draining = True
             self._said = asyncio.create_task(self._say_draining())
-        self.slots.close()
-        await self._claim_landed(_ANSWER)
-        await self.claimer.stop()
-        self.slots.release_unstarted()  # No sooner: a claim that is still under way would take them again.
+        await self._stop_claiming()
         try:
             left = None if grace == math.inf else max(0.0, begun + grace - time.monotonic())
             await asyncio.wait_for(self.slots.idle(), left)
@@ -265,10 +262,7 @@ class Runner:
     async def stop(self) -> None:
         """End: settle what is decided, sign off, disconnect."""
         self.draining = True
-        self.slots.close()
-        await self._claim_landed(_ANSWER)
-        await self.claimer.stop()
-        self.slots.release_unstarted()
+        await self._stop_claiming()
         try:
             await asyncio.wait_for(self.settler.drained(), 5.0)
             reachable = True
@@ -304,6 +298,13 @@ class Runner:
             await within(2, self._workers.drain(self.id))
         except Exception as error:
             log.debug("could not say that this worker drains: %s", error)
+
+    async def _stop_claiming(self) -> None:
+        """Begin nothing more, claim nothing more, and give back what waits."""
+        self.slots.close()
+        await self._claim_landed(_ANSWER)
+        await self.claimer.stop()
+        self.slots.release_unstarted()
 
     async def _claim_landed(self, seconds: float) -> None:
         """Wait until no claim is under way, or for so long: it may take again what is given back before, and one whose answer
